@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx import nn
 
 SINUSOID_CHANNELS = 256
 
 
 def sinusoidal_embedding(timesteps: np.ndarray | mx.array, channels: int = SINUSOID_CHANNELS) -> mx.array:
-    """(...,) timesteps in 0..1000 -> (..., channels) float32, cosines before sines, frequencies 10000^(-i/half)."""
+    """(...,) timesteps in 0..1000 -> (..., channels) float32: cosines, then sines, of t*10000^(-i/half)."""
     half = channels // 2
     frequencies = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(10000.0) / half))
     angles = mx.array(timesteps, dtype=mx.float32)[..., None] * frequencies

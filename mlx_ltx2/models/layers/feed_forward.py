@@ -1,0 +1,38 @@
+"""Feed-forward layer: Linear to four times the width, tanh-approximated GELU, Linear back.
+
+Reference: ltx_core.model.transformer.feed_forward; config key activation_fn "gelu-approximate".
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+from mlx import nn
+
+ROWS = 4096
+"""Longer sequences go in pieces of at most so many rows: the same numbers, a smaller inner activation."""
+
+
+class GELUProjection(nn.Module):
+    """Linear and GELU; checkpoint name proj."""
+
+    def __init__(self, dim: int, inner: int):
+        super().__init__()
+        self.proj = nn.Linear(dim, inner)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.gelu_approx(self.proj(x))
+
+
+class FeedForward(nn.Module):
+    """(B, N, dim) -> (B, N, dim). Checkpoint names net.0.proj and net.2."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.net = [GELUProjection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim)]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        rows = x.shape[1]
+        if rows <= ROWS:
+            return self.net[2](self.net[0](x))
+        pieces = mx.split(x, range(ROWS, rows, ROWS), axis=1)
+        return mx.concatenate([self.net[2](self.net[0](piece)) for piece in pieces], axis=1)
