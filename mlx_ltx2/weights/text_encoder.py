@@ -1,0 +1,255 @@
+"""A Gemma 3 folder -> a ready text encoder: Hugging Face's, mlx-community's, plain or quantized.
+
+Names are matched both ways after one prefix strip. The vision parts and the output head are left aside by name,
+anything else that does not fit is an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.text.gemma import build_gemma, gemma_args, hidden_states
+from mlx_ltx2.models.text.tokenizer import PromptTokenizer
+from mlx_ltx2.states import PromptTokens
+from mlx_ltx2.weights.header import TensorInfo, read_header
+from mlx_ltx2.weights.quantize import Quantization
+
+if TYPE_CHECKING:
+    from mlx_lm.models.gemma3_text import Model, ModelArgs
+
+PREFIXES = ("language_model.model.", "model.language_model.", "model.")
+"""Where the text model's tensors stand in a file, most specific first; here they stand under `model.`."""
+
+IGNORED = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+    "lm_head.",
+    "language_model.lm_head.",
+)
+"""Parts of a Gemma folder that a text encoder has no use for; the output head is tied to the embedding."""
+
+_FLOAT_MODES = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}
+"""(bits, group size) of the modes whose scales are bytes; affine scales are floating point."""
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class TextEncoderInfo:
+    """What the headers of a folder say. num_bytes: of the tensors that are loaded."""
+
+    width: int
+    layers: int
+    num_bytes: int
+    quantized: bool
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """model: mlx-lm's Gemma 3, tied output head. width: of a state. layers: a prompt has layers + 1 states."""
+
+    model: Model
+    tokenizer: PromptTokenizer
+    width: int
+    layers: int
+
+    def tokenize(self, prompt: str) -> PromptTokens:
+        """Raises: RequestError if the prompt is empty."""
+        return self.tokenizer(prompt)
+
+    def states(
+        self, tokens: PromptTokens, on_layer: Callable[[int, mx.array], None] | None = None
+    ) -> mx.array:
+        """(1, T, width, layers + 1), lazy; `on_layer` as in `hidden_states`."""
+        return hidden_states(self.model, mx.array([list(tokens.ids)], dtype=mx.int32), on_layer)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """infos: headers of the tensors that count, by their name in the text model; files: name there -> (file, name in it)."""
+
+    path: Path
+    config: Mapping[str, Any]
+    args: ModelArgs
+    infos: Mapping[str, TensorInfo]
+    files: Mapping[str, tuple[Path, str]]
+
+
+def check_text_encoder(
+    folder: str | Path, expected_width: int | None = None, expected_layers: int | None = None
+) -> TextEncoderInfo:
+    """Refuse a folder that cannot serve, from config.json, tensor headers and the tokenizer alone.
+
+    Raises: WeightsError as `load_text_encoder` does.
+    """
+    found, _, _ = _check(folder, expected_width, expected_layers)
+    return TextEncoderInfo(
+        width=found.args.hidden_size,
+        layers=found.args.num_hidden_layers,
+        num_bytes=sum(info.nbytes for info in found.infos.values()),
+        quantized=any(name.endswith(".scales") for name in found.infos),
+    )
+
+
+def load_text_encoder(
+    folder: str | Path, expected_width: int | None = None, expected_layers: int | None = None
+) -> TextEncoder:
+    """Text encoder of a Gemma 3 folder. Weights stay on disk until they are used.
+
+    expected_width, expected_layers: of the checkpoint the prompt is for (3840 and 48 in the released ones).
+    float16 tensors become bfloat16: Gemma 3's residual stream leaves float16's range.
+    Raises: WeightsError if a file is missing or damaged, if a tensor is missing, unexpected or of a wrong shape, if
+    the size is not the expected one, or if the tokenizer is missing or of another model.
+    """
+    found, model, tokenizer = _check(folder, expected_width, expected_layers)
+    loaded: dict[Path, dict[str, mx.array]] = {}
+    weights = []
+    for name, (file, stored) in found.files.items():
+        if file not in loaded:
+            loaded[file] = mx.load(str(file))
+        array = loaded[file][stored]
+        weights.append((name, array.astype(mx.bfloat16) if array.dtype == mx.float16 else array))
+    model.load_weights(weights, strict=True)
+    model.eval()
+    return TextEncoder(model, tokenizer, found.args.hidden_size, found.args.num_hidden_layers)
+
+
+def _check(
+    folder: str | Path, width: int | None, layers: int | None
+) -> tuple[_Folder, Model, PromptTokenizer]:
+    found = _read(Path(folder))
+    sizes = (
+        ("hidden_size", found.args.hidden_size, width),
+        ("num_hidden_layers", found.args.num_hidden_layers, layers),
+    )
+    for key, given, wanted in sizes:
+        if wanted is not None and given != wanted:
+            raise WeightsError(
+                f"{found.path}: the text encoder's {key} is {given} and the checkpoint needs {wanted}. "
+                "Use the Gemma 3 model that the checkpoint was trained with (12B for LTX-2 and LTX-2.3)."
+            )
+    model = build_gemma(found.args)
+    _quantize(model, found)
+    _compare(model, found)
+    tokenizer = PromptTokenizer.from_folder(found.path)
+    tokenizer.check_fits(found.args.vocab_size, found.path)
+    return found, model, tokenizer
+
+
+def _read(folder: Path) -> _Folder:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read ({error.strerror}). Give a Gemma 3 folder.") from None
+    except ValueError as error:
+        raise WeightsError(f"{path}: is no JSON ({error}). Download it again.") from None
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path}: is no JSON object. Download it again.")
+    args = gemma_args(config)
+    infos: dict[str, TensorInfo] = {}
+    files: dict[str, tuple[Path, str]] = {}
+    unknown = []
+    for file in _weight_files(folder):
+        for stored, info in read_header(file).tensors.items():
+            if stored.startswith(IGNORED):
+                continue
+            name = _text_name(stored)
+            if name is None:
+                unknown.append(stored)
+                continue
+            if name in infos:
+                raise WeightsError(f"{folder}: tensor {name!r} is stored twice. Download the folder again.")
+            infos[name], files[name] = info, (file, stored)
+    if unknown:
+        raise WeightsError(f"{folder}: unexpected tensors {_listed(unknown)}; this is no Gemma 3 folder.")
+    return _Folder(folder, config, args, infos, files)
+
+
+def _text_name(stored: str) -> str | None:
+    for prefix in PREFIXES:
+        if stored.startswith(prefix):
+            return "model." + stored.removeprefix(prefix)
+    return None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise WeightsError(f"{folder}: there is no .safetensors file. Download the Gemma 3 folder again.")
+        return files
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        files = [folder / name for name in sorted(names)]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index}: cannot be understood ({error}). Download it again.") from None
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: the index names files that are missing: {_listed(missing)}. Download them."
+        )
+    return files
+
+
+def _quantize(model: Model, found: _Folder) -> None:
+    """Make the layers that are stored quantized so; bits and group size follow from the shapes, layer by layer."""
+
+    def stored(path: str, layer: nn.Module) -> bool | dict[str, Any]:
+        if f"{path}.scales" not in found.infos or not hasattr(layer, "to_quantized"):
+            return False
+        return _packing(path, layer.weight.shape[-1], found)
+
+    if any(name.endswith(".scales") for name in found.infos):
+        nn.quantize(model, class_predicate=stored)
+
+
+def _packing(path: str, width: int, found: _Folder) -> dict[str, Any]:
+    weight, scales = found.infos.get(f"{path}.weight"), found.infos[f"{path}.scales"]
+    if weight is None or weight.dtype != "U32" or not scales.shape or not scales.shape[-1]:
+        raise WeightsError(
+            f"{found.path}: {path} is quantized in a way that is not understood. Convert it again."
+        )
+    group_size, bits = width // scales.shape[-1], weight.shape[-1] * 32 // width
+    mode = "affine"
+    if scales.dtype == "U8":
+        mode = _FLOAT_MODES.get((bits, group_size), "unknown")
+    packing = {"group_size": group_size, "bits": bits, "mode": mode}
+    Quantization.from_dict(packing, f"{found.path}: {path}")
+    return packing
+
+
+def _compare(model: Model, found: _Folder) -> None:
+    expected = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    faults = []
+    if missing := [name for name in expected if name not in found.infos]:
+        faults.append(f"missing {_listed(missing)}")
+    if unexpected := [name for name in found.infos if name not in expected]:
+        faults.append(f"unexpected {_listed(unexpected)}")
+    wrong = [
+        f"{name} {found.infos[name].shape} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found.infos and found.infos[name].shape != shape
+    ]
+    if wrong:
+        faults.append(f"of a wrong shape {_listed(wrong)}")
+    if faults:
+        raise WeightsError(f"{found.path}: tensors {'; '.join(faults)}. Download the Gemma 3 folder again.")
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
