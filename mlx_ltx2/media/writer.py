@@ -1,0 +1,308 @@
+"""Frames and sound -> one file. Frames are encoded as they come; the file takes its name only when it is whole."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import av
+import numpy as np
+
+from mlx_ltx2.errors import MediaError, RequestError, ShapeError
+from mlx_ltx2.media.animation import GifSink, StillSink, WebpSink
+from mlx_ltx2.media.audio import fit_length, to_stereo
+from mlx_ltx2.media.color import yuv420_from_rgb
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio, partial_path, writing
+from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
+from mlx_ltx2.media.images import save_image
+from mlx_ltx2.media.metadata import container_tags, pack, read_metadata
+from mlx_ltx2.states import Waveform
+
+__all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
+
+_ENCODER_THREADS = 4
+"""x264's choices depend on the number of threads; a fixed one makes the same frames give the same bytes."""
+
+_AAC_RATES_HZ = frozenset(
+    (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+)
+
+
+class Sink(Protocol):
+    """Where the frames of one kind of file go."""
+
+    def add(self, frame: np.ndarray) -> None: ...
+    def finish(self, audio: Waveform | None) -> None: ...
+    def abort(self) -> None: ...
+
+
+class ClipWriter:
+    """Write a clip frame by frame.
+
+        with ClipWriter("kite.mp4", fps=24, audio=waveform, metadata={"prompt": "..."}) as writer:
+            for chunk in decoded:            # uint8 (F, H, W, 3)
+                writer.write(chunk)
+
+    path: .mp4 and .mov hold H.264 and AAC; .gif and .webp an animation without sound; .png and .jpg one frame.
+    fps: frames per second, exact for broadcast rates (see `exact_fps`). crf: 0 (lossless) to 51, 19 as official.
+    audio: Waveform, mono or stereo, any rate; may also be set later, before the writer closes. The sound in the file
+    lasts exactly as long as the picture: it is cut or padded with silence.
+    metadata: text by name, read back by `read_metadata`.
+    notes: after closing, what had to be changed, in words (sound cut, padded or left out).
+
+    The file is written as `.name.partial.mp4` beside its target and renamed on success; on any exception, an
+    interrupt included, it is removed. Only compressed pictures are held in memory until the end.
+
+    Raises RequestError (suffix, crf, fps, several frames into a still), ShapeError (odd or changing sizes),
+    MediaError (path not writable, no frames), ResourceError (disk full).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fps: float | Fraction | str,
+        crf: float = 19,
+        audio: Waveform | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        if not 0 <= crf <= 51:
+            raise RequestError(f"crf {crf} is outside 0 (lossless) to 51 (worst); 19 is the default.")
+        self.path = Path(path)
+        self.fps = exact_fps(fps)
+        self.crf = crf
+        self.audio = audio
+        self.metadata = dict(metadata or {})
+        self.frames_written = 0
+        self.notes: list[str] = []
+        check_writable(self.path)
+        pack(self.metadata)
+        self._partial = partial_path(self.path)
+        self._size: tuple[int, int] | None = None
+        self._sink: Sink | None = None
+
+    def __enter__(self) -> ClipWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def write(self, frames: np.ndarray) -> None:
+        """Encode a chunk: uint8 (F, H, W, 3) sRGB, or one frame (H, W, 3). Every chunk has the same H and W."""
+        frames = frames[None] if frames.ndim == 3 else frames
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise MediaError(
+                f"frames are {frames.dtype} {frames.shape}; a clip takes uint8 (frames, height, width, 3)."
+            )
+        try:
+            with writing(self.path):
+                for frame in frames:
+                    self._ready(frame).add(frame)
+                    self.frames_written += 1
+        except BaseException:
+            self.abort()
+            raise
+
+    def close(self) -> None:
+        """Finish the file and give it its name."""
+        if self._sink is None:
+            raise MediaError(f"no frame was written to {self.path}; a clip needs at least one.")
+        try:
+            with writing(self.path):
+                self._sink.finish(self._fitted_audio())
+                os.replace(self._partial, self.path)
+        except BaseException:
+            self.abort()
+            raise
+        self._sink = None
+
+    def abort(self) -> None:
+        """Give up and remove what was written."""
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.abort()
+        with suppress(FileNotFoundError):
+            self._partial.unlink()
+
+    def _ready(self, frame: np.ndarray) -> Sink:
+        height, width, _ = frame.shape
+        if self._sink is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._size = (height, width)
+            self._sink = self._open(height, width)
+        elif self._size != (height, width):
+            raise ShapeError(
+                f"a frame of {width}x{height} follows frames of {self._size[1]}x{self._size[0]}."
+            )
+        return self._sink
+
+    def _open(self, height: int, width: int) -> Sink:
+        suffix = self.path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            return VideoSink(self._partial, height, width, self.fps, self.crf, self.metadata)
+        if suffix == ".gif":
+            return GifSink(self._partial, self.fps, self.metadata)
+        if suffix == ".webp":
+            return WebpSink(self._partial, height, width, self.fps, self.metadata)
+        return StillSink(self._partial, self.metadata)
+
+    def _fitted_audio(self) -> Waveform | None:
+        audio = self.audio
+        if audio is None:
+            return None
+        if not holds_audio(self.path):
+            self.notes.append(f"{self.path.suffix} files hold no sound; the sound was left out.")
+            return None
+        samples = to_stereo(audio.samples)
+        wanted = samples_for_frames(self.frames_written, self.fps, audio.rate_hz)
+        if len(samples) != wanted:
+            change = "cut" if len(samples) > wanted else "padded with silence"
+            self.notes.append(
+                f"the sound was {change} from {len(samples) / audio.rate_hz:.3f} s to the picture's "
+                f"{wanted / audio.rate_hz:.3f} s."
+            )
+        return Waveform(fit_length(samples, wanted), audio.rate_hz)
+
+
+class VideoSink:
+    """H.264 (yuv420p, BT.709, limited range) and AAC in an MP4 or MOV, index first.
+
+    Packets wait in memory until the sound is known, so that both streams lie interleaved in the file.
+    """
+
+    def __init__(
+        self, partial: Path, height: int, width: int, fps: Fraction, crf: float, metadata: Mapping[str, str]
+    ) -> None:
+        if height % 2 or width % 2:
+            raise ShapeError(
+                f"H.264 needs even sides, not {width}x{height}; crop to {width // 2 * 2}x{height // 2 * 2}."
+            )
+        self._partial, self._fps, self._metadata = partial, fps, metadata
+        self._frames = 0
+        self._packets: list[Any] = []
+        self._container: Any = None
+        self._open(height, width, crf)
+
+    def _open(self, height: int, width: int, crf: float) -> None:
+        # Track lengths are stored in units of the movie's clock: it must resolve one frame and, nearly, one sample.
+        clock = self._fps.numerator * max(1, 90000 // self._fps.numerator)
+        self._container = av.open(
+            os.fspath(self._partial),
+            "w",
+            format=self._partial.suffix.lower()[1:],
+            options={"movflags": "+faststart", "fflags": "+bitexact", "movie_timescale": str(clock)},
+        )
+        for key, value in container_tags(self._metadata).items():
+            self._container.metadata[key] = value
+        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "chromaloc=1"}
+        self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        codec = self._stream.codec_context
+        codec.thread_count = _ENCODER_THREADS
+        codec.time_base = 1 / self._fps
+        codec.color_primaries = codec.color_trc = codec.colorspace = 1  # BT.709 in each of the three tables
+        codec.color_range = 1  # limited
+
+    def add(self, frame: np.ndarray) -> None:
+        picture = av.VideoFrame.from_ndarray(yuv420_from_rgb(frame), format="yuv420p")
+        picture.pts, picture.time_base = self._frames, 1 / self._fps
+        picture.colorspace = picture.color_range = 1
+        self._packets += self._stream.encode(picture)
+        self._frames += 1
+
+    def finish(self, audio: Waveform | None) -> None:
+        self._packets += self._stream.encode()
+        sound = [] if audio is None else self._encode_audio(audio)
+        for packet in heapq.merge(self._packets, sound, key=lambda p: float(p.dts * p.time_base)):
+            self._container.mux(packet)
+        self._packets = []
+        self._container.close()
+
+    def _encode_audio(self, audio: Waveform) -> list[Any]:
+        samples, rate_hz = audio.samples, audio.rate_hz
+        if rate_hz not in _AAC_RATES_HZ:
+            from mlx_ltx2.media.resample import resample
+
+            samples, rate_hz = resample(samples, rate_hz, 48000), 48000
+            samples = fit_length(samples, samples_for_frames(self._frames, self._fps, rate_hz))
+        stream = self._container.add_stream("aac", rate=rate_hz, layout="stereo")
+        stream.codec_context.bit_rate = min(192_000, 8 * rate_hz)
+        planes = np.ascontiguousarray(np.clip(samples, -1.0, 1.0).T, dtype=np.float32)
+        block = av.AudioFrame.from_ndarray(planes, format="fltp", layout="stereo")
+        block.sample_rate, block.pts, block.time_base = rate_hz, 0, Fraction(1, rate_hz)
+        return [*stream.encode(block), *stream.encode()]
+
+    def abort(self) -> None:
+        self._packets = []
+        # The file is thrown away: whether its trailer could still be written does not matter.
+        with suppress(av.error.FFmpegError, OSError):
+            self._container.close()
+
+
+def save_frames(
+    folder: str | os.PathLike[str], frames: Iterable[np.ndarray], *, first: int = 0
+) -> list[Path]:
+    """Write frames as `frame_00000.png`, ... into `folder`, which is created. Returns the paths.
+
+    frames: an array (F, H, W, 3) or an iterable of (H, W, 3), uint8. first: number of the first file.
+    """
+    folder = Path(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, frame in enumerate(frames, first):
+        paths.append(folder / f"frame_{number:05d}.png")
+        save_image(paths[-1], frame)
+    return paths
+
+
+def remux_audio(
+    video_path: str | os.PathLike[str], audio_source: str | os.PathLike[str], output: str | os.PathLike[str]
+) -> None:
+    """Join the pictures of one file and the sound track of another, both untouched, packet by packet.
+
+    output: .mp4 or .mov; may be `video_path` itself. The sound is not cut. Metadata is that of `video_path`.
+    Raises MediaError if a stream is missing or the container cannot hold the sound's codec.
+    """
+    from mlx_ltx2.media.files import reading, replacing
+
+    with (
+        replacing(output) as partial,
+        reading(video_path, "video"),
+        av.open(os.fspath(video_path)) as pictures,
+        reading(audio_source, "audio"),
+        av.open(os.fspath(audio_source)) as sounds,
+    ):
+        if not pictures.streams.video:
+            raise MediaError(f"{video_path} has no video stream.")
+        if not sounds.streams.audio:
+            raise MediaError(f"{audio_source} has no sound track.")
+        options = {"movflags": "+faststart", "fflags": "+bitexact"}
+        with av.open(
+            os.fspath(partial), "w", format=Path(output).suffix.lower()[1:], options=options
+        ) as target:
+            target.metadata.update({k: v for k, v in pictures.metadata.items() if k in ("comment", "title")})
+            queues = []
+            for source, stream in ((pictures, pictures.streams.video[0]), (sounds, sounds.streams.audio[0])):
+                copy = target.add_stream_from_template(stream)
+                queues.append(_packets_for(source, stream, copy))
+            for packet in heapq.merge(*queues, key=lambda p: float(p.dts * p.time_base)):
+                target.mux(packet)
+
+
+def _packets_for(source: Any, stream: Any, copy: Any) -> Iterable[Any]:
+    for packet in source.demux(stream):
+        if packet.dts is not None:
+            packet.stream = copy
+            yield packet
