@@ -1,0 +1,263 @@
+"""The audio-video diffusion transformer of LTX-2 and LTX-2.3: noisy tokens, text and noise levels to velocities.
+
+`Transformer.__call__` is `prepare`, every `block`, `finish`; a runner that streams blocks from disk or caches text
+calls the three itself. Reference: ltx_core.model.transformer.model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+
+from mlx_ltx2.models.layers.rope import Rope, build_rope, midpoints
+from mlx_ltx2.models.transformer.block import CrossInputs, KeysValues, Prefix, StreamInputs, TransformerBlock
+from mlx_ltx2.models.transformer.config import StreamConfig, TransformerConfig
+from mlx_ltx2.models.transformer.modulation import AdaLayerNormSingle, Levels, over_tokens
+from mlx_ltx2.states import Modality, Perturbation
+
+Tokens = tuple[mx.array | None, mx.array | None]
+
+
+@dataclass(frozen=True)
+class RopeTables:
+    """Rotations of one clip's tokens; they depend on positions only and serve every step."""
+
+    video: Rope | None = None
+    audio: Rope | None = None
+    video_cross: Rope | None = None
+    audio_cross: Rope | None = None
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One evaluation: what every block reads beside the tokens."""
+
+    video: StreamInputs | None
+    audio: StreamInputs | None
+    perturbations: tuple[Perturbation, ...] | None = None
+
+
+class CaptionProjection(nn.Module):
+    """Text of the connector to the stream's width (19B only). Checkpoint names linear_1 and linear_2."""
+
+    def __init__(self, channels: int, dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(channels, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.linear_2(nn.gelu_approx(self.linear_1(x)))
+
+
+def self_attention_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
+    """(B, N, N) attention strengths in [0, 1] -> (B, 1, N, N) additive: log of the strength, lowest number for 0."""
+    smallest = float(np.finfo(np.float32).tiny)
+    bias = mx.where(mask > 0, mx.log(mx.maximum(mask, smallest)), mx.finfo(dtype).min)
+    return bias.astype(dtype)[:, None]
+
+
+def context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
+    """(B, S) text mask -> (B, 1, 1, S) additive. Integers and bools: 1 keeps, 0 drops; floats are additive already."""
+    mask = mask.reshape(mask.shape[0], 1, -1, mask.shape[-1])
+    if mx.issubdtype(mask.dtype, mx.floating):
+        return mask.astype(dtype)
+    return mx.where(mask.astype(mx.bool_), 0.0, -mx.finfo(dtype).max).astype(dtype)
+
+
+class Transformer(nn.Module):
+    """48 blocks over video tokens, audio tokens or both. Parameters keep the checkpoint's names."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        for prefix, s in config.streams():
+            self[f"{prefix}patchify_proj"] = nn.Linear(s.in_channels, s.dim)
+            if s.caption_channels is not None:
+                self[f"{prefix}caption_projection"] = CaptionProjection(s.caption_channels, s.dim)
+            self[f"{prefix}adaln_single"] = AdaLayerNormSingle(s.dim, config.rows)
+            if config.modulated_text:
+                self[f"{prefix}prompt_adaln_single"] = AdaLayerNormSingle(s.dim, 2)
+            self[f"{prefix}scale_shift_table"] = mx.zeros((2, s.dim))
+            self[f"{prefix}proj_out"] = nn.Linear(s.dim, s.out_channels)
+        if config.video is not None and config.audio is not None:
+            self.av_ca_video_scale_shift_adaln_single = AdaLayerNormSingle(config.video.dim, 4)
+            self.av_ca_audio_scale_shift_adaln_single = AdaLayerNormSingle(config.audio.dim, 4)
+            self.av_ca_a2v_gate_adaln_single = AdaLayerNormSingle(config.video.dim, 1)
+            self.av_ca_v2a_gate_adaln_single = AdaLayerNormSingle(config.audio.dim, 1)
+        self.transformer_blocks = [TransformerBlock(config) for _ in range(config.layers)]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """Type of the activations, which is that of the weights; biases have it in quantised networks too."""
+        prefix = "" if self.config.video is not None else "audio_"
+        return self[f"{prefix}patchify_proj"].bias.dtype
+
+    def rope(
+        self,
+        video_positions: np.ndarray | None,
+        audio_positions: np.ndarray | None,
+        dtype: mx.Dtype | None = None,
+    ) -> RopeTables:
+        """Tables for tokens at these positions, (B, axes, N, 2) float32 bounds as in `Modality`.
+
+        They depend on nothing else: build them once per clip. dtype: that of the activations (default: `dtype`).
+        """
+        config, dtype = self.config, dtype or self.dtype
+
+        def build(positions: np.ndarray, dim: int, heads: int, limits: Sequence[float]) -> Rope:
+            centres = midpoints(positions)
+            return build_rope(
+                centres, dim=dim, heads=heads, max_positions=limits, config=config.rope, dtype=dtype
+            )
+
+        def own(positions: np.ndarray | None, stream: StreamConfig | None) -> Rope | None:
+            if positions is None or stream is None:
+                return None
+            return build(positions, stream.dim, stream.heads, stream.max_positions)
+
+        video, audio = own(video_positions, config.video), own(audio_positions, config.audio)
+        if video is None or audio is None:
+            return RopeTables(video, audio)
+        limit = (max(config.video.max_positions[0], config.audio.max_positions[0]),)
+        cross = (config.cross_rope_dim, config.audio.heads, limit)
+        return RopeTables(
+            video, audio, build(video_positions[:, :1], *cross), build(audio_positions[:, :1], *cross)
+        )
+
+    def _stream(self, prefix: Prefix, modality: Modality, rope: Rope) -> StreamInputs:
+        dtype, scale = self.dtype, np.float32(self.config.timestep_scale)
+        levels = Levels.of(modality.timesteps, modality.runs, modality.latent.shape[1])
+        rows, embedded = self[f"{prefix}adaln_single"](levels.values * scale, dtype)
+        prompt, context = None, modality.context.astype(dtype)
+        if self.config.modulated_text:
+            sigma = np.asarray(modality.sigma, np.float32).reshape(-1, 1)
+            prompt, _ = self[f"{prefix}prompt_adaln_single"](sigma * scale, dtype)
+        if f"{prefix}caption_projection" in self:
+            context = self[f"{prefix}caption_projection"](context)
+        mask, context_mask = modality.attention_mask, modality.context_mask
+        return StreamInputs(
+            levels=levels,
+            rows=rows,
+            embedded=embedded,
+            context=context,
+            rope=rope,
+            prompt=prompt,
+            self_mask=None if mask is None else self_attention_bias(mask, dtype),
+            context_mask=None if context_mask is None else context_bias(context_mask, dtype),
+            enabled=modality.enabled,
+        )
+
+    def _cross(self, to_video: bool, stream: StreamInputs, other: Modality, rope: Rope) -> CrossInputs:
+        config = self.config
+        theirs = Levels(np.asarray(other.sigma, np.float32).reshape(-1, 1))
+        levels = theirs if config.cross_modulation == "1.0.0" else stream.levels
+        gate_levels = stream.levels if config.cross_modulation == "own" else theirs
+        scale = np.float32(config.timestep_scale)
+        gate_scale = np.float32(config.gate_timestep_scale / config.timestep_scale)
+        name = "video" if to_video else "audio"
+        gates = self.av_ca_a2v_gate_adaln_single if to_video else self.av_ca_v2a_gate_adaln_single
+        rows, _ = self[f"av_ca_{name}_scale_shift_adaln_single"](levels.values * scale, self.dtype)
+        gate, _ = gates(gate_levels.values * scale * gate_scale, self.dtype)
+        return CrossInputs(rope, levels, rows, gate_levels, gate)
+
+    def prepare(
+        self,
+        video: Modality | None,
+        audio: Modality | None,
+        *,
+        rope: RopeTables | None = None,
+        perturbations: Sequence[Perturbation] | None = None,
+    ) -> tuple[Pass, Tokens]:
+        """What every block reads, and the tokens for the first block. Raises ValueError for inputs that do not fit."""
+        self._check(video, audio, perturbations)
+        if rope is None:
+            rope = self.rope(video and video.positions, audio and audio.positions)
+        streams: list[StreamInputs | None] = []
+        tokens: list[mx.array | None] = []
+        for prefix, modality, table in (("", video, rope.video), ("audio_", audio, rope.audio)):
+            if modality is not None and (table is None or table.cos.dtype != self.dtype):
+                raise ValueError(
+                    f"the rotation tables lack a stream or are not {self.dtype}; build them with rope()"
+                )
+            streams.append(self._stream(prefix, modality, table) if modality is not None else None)
+            tokens.append(
+                self[f"{prefix}patchify_proj"](modality.latent.astype(self.dtype))
+                if modality is not None
+                else None
+            )
+        if video is not None and audio is not None:
+            crossings = ((True, audio, rope.video_cross), (False, video, rope.audio_cross))
+            for i, (to_video, other, table) in enumerate(crossings):
+                streams[i] = replace(streams[i], cross=self._cross(to_video, streams[i], other, table))
+        fixed = None if perturbations is None else tuple(perturbations)
+        return Pass(streams[0], streams[1], fixed), (tokens[0], tokens[1])
+
+    def _check(
+        self, video: Modality | None, audio: Modality | None, perturbations: Sequence[Perturbation] | None
+    ) -> None:
+        if video is None and audio is None:
+            raise ValueError("give a video stream, an audio stream or both")
+        for name, modality, built in (
+            ("video", video, self.config.video),
+            ("audio", audio, self.config.audio),
+        ):
+            if modality is not None and built is None:
+                raise ValueError(f"this transformer was built without its {name} stream")
+        batch = {m.latent.shape[0] for m in (video, audio) if m is not None}
+        if len(batch) > 1 or (perturbations is not None and {len(perturbations)} != batch):
+            given = "none" if perturbations is None else len(perturbations)
+            raise ValueError(f"batch sizes differ: streams {sorted(batch)}, perturbations {given}")
+
+    def block(
+        self,
+        index: int,
+        inputs: Pass,
+        tokens: Tokens,
+        texts: tuple[KeysValues | None, KeysValues | None] = (None, None),
+    ) -> Tokens:
+        """Tokens after block `index`. texts: kept results of `TransformerBlock.text_keys_values`."""
+        block = self.transformer_blocks[index]
+        return block(index, (inputs.video, inputs.audio), tokens, inputs.perturbations, texts)
+
+    def finish(self, inputs: Pass, tokens: Tokens) -> Tokens:
+        """Velocities (B, N, C) from the tokens after the last block."""
+        return (
+            None if inputs.video is None else self._head("", inputs.video, tokens[0]),
+            None if inputs.audio is None else self._head("audio_", inputs.audio, tokens[1]),
+        )
+
+    def _head(self, prefix: Prefix, stream: StreamInputs, x: mx.array) -> mx.array:
+        rows = stream.embedded[:, :, None] + self[f"{prefix}scale_shift_table"].astype(x.dtype)
+        eps = self.config.norm_eps
+
+        def modulate(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
+            return mx.fast.layer_norm(x, None, None, eps) * (1 + scale) + shift
+
+        x = over_tokens(modulate, stream.levels, [x], [rows[:, :, 1], rows[:, :, 0]])
+        return self[f"{prefix}proj_out"](x)
+
+    def __call__(
+        self,
+        video: Modality | None,
+        audio: Modality | None,
+        *,
+        rope: RopeTables | None = None,
+        perturbations: Sequence[Perturbation] | None = None,
+        between_blocks: Callable[[int, Tokens], None] | None = None,
+    ) -> Tokens:
+        """Velocities (B, N, C) of each stream in the weights' type; None for a stream that is None.
+
+        rope: `rope` of the same positions, built here if None. perturbations: one per sample of the batch.
+        between_blocks: called with the block's number and its tokens, where a caller may evaluate or give up.
+        Raises ValueError for streams that are not built and for inputs that do not fit each other.
+        """
+        inputs, tokens = self.prepare(video, audio, rope=rope, perturbations=perturbations)
+        for index in range(len(self.transformer_blocks)):
+            tokens = self.block(index, inputs, tokens)
+            if between_blocks is not None:
+                between_blocks(index, tokens)
+        return self.finish(inputs, tokens)
