@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import defaultdict
+from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ def _stand_in_for_torchaudio() -> None:
     from tests.fixtures import torchaudio_stand_in as stand_in
 
     root = types.ModuleType("torchaudio")
+    root.__spec__ = ModuleSpec("torchaudio", None)  # transformers asks for it
     root.transforms = types.ModuleType("torchaudio.transforms")
     root.functional = types.ModuleType("torchaudio.functional")
     root.transforms.MelSpectrogram = stand_in.MelSpectrogram
