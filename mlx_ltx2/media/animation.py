@@ -60,15 +60,13 @@ class GifSink:
 
 
 class WebpSink:
-    """Animated WebP: every frame a lossy key frame of its own, appended to the file at once (WebP container spec)."""
+    """Animated WebP: every frame a lossy key frame, appended to the file at once (WebP container spec)."""
 
     def __init__(
         self, partial: Path, height: int, width: int, fps: Fraction, metadata: Mapping[str, str]
     ) -> None:
         if max(height, width) > _WEBP_SIDE:
-            raise RequestError(
-                f"WebP holds at most {_WEBP_SIDE} pixels a side, not {width}x{height}; use .mp4."
-            )
+            raise RequestError(f"WebP sides are at most {_WEBP_SIDE} pixels, not {width}x{height}; use .mp4.")
         self._fps, self._frames = fps, 0
         self._exif = exif_bytes(metadata).removeprefix(b"Exif\0\0")
         self._canvas = _uint24(width - 1) + _uint24(height - 1)

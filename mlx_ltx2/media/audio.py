@@ -25,22 +25,22 @@ _DOWNMIX = {
     6: ((1, 0, _SIDE, 0, _SIDE, 0), (0, 1, _SIDE, 0, 0, _SIDE)),
     8: ((1, 0, _SIDE, 0, _SIDE, 0, _SIDE, 0), (0, 1, _SIDE, 0, 0, _SIDE, 0, _SIDE)),
 }
-"""Left and right from 3.0, quad, 5.0, 5.1 and 7.1 in ffmpeg's channel order (ITU-R BS.775, low effects left out)."""
+"""Left and right from 3.0, quad, 5.0, 5.1 and 7.1 in ffmpeg's order (ITU-R BS.775, low effects left out)."""
 
 
 def read_audio(
     path: str | os.PathLike[str], start_seconds: float = 0.0, max_seconds: float | None = None
 ) -> Waveform:
-    """Read a WAV, FLAC, MP3, OGG, M4A, or the sound track of a video, at its own rate and with its own channels.
+    """Read a WAV, FLAC, MP3, OGG, M4A, or a video's sound track, at its own rate, with its own channels.
 
-    start_seconds: first instant to keep, >= 0, counted from the beginning of the file (of the picture, in a video:
-    a track that starts later begins with silence). max_seconds: at most so much, > 0; None to the end. Both are
-    exact to the sample. Returns float32 (N, channels), full scale = [-1, 1].
+    start_seconds: first instant to keep, >= 0, counted from the beginning of the file (of the picture, in a
+    video: a track that starts later begins with silence). max_seconds: at most so much, > 0; None to the end.
+    Both are exact to the sample. Returns float32 (N, channels), full scale = [-1, 1].
 
-    Raises RequestError for impossible times, MediaError for a file without a sound track, an empty or damaged one,
-    a start beyond the end, and samples that are not finite.
-    Source: ltx-pipelines 1.2.0, media_io/decode.py, `decode_audio_from_file`; unlike it, unsigned 8-bit samples
-    are centred.
+    Raises RequestError for impossible times, MediaError for a file without a sound track, an empty or damaged
+    one, a start beyond the end, and samples that are not finite.
+    Source: ltx-pipelines 1.2.0, media_io/decode.py, `decode_audio_from_file`; unlike it, unsigned 8-bit
+    samples are centred.
     """
     if not (np.isfinite(start_seconds) and start_seconds >= 0):
         raise RequestError(f"audio start {start_seconds} s is not possible; use 0 or more.")
@@ -58,7 +58,7 @@ def read_audio(
         )
     if not np.isfinite(samples).all():
         raise MediaError(
-            f"{path} holds samples that are not finite numbers (NaN or infinity); repair the file."
+            f"{path} holds samples that are no finite numbers (NaN or infinity); repair the file."
         )
     return Waveform(samples, rate_hz)
 
@@ -135,9 +135,7 @@ def to_stereo(samples: np.ndarray) -> np.ndarray:
     if channels == 1:
         return np.repeat(samples, 2, axis=1)
     if channels not in _DOWNMIX:
-        raise MediaError(
-            f"sound with {channels} channels cannot be mixed to stereo; convert it to mono or stereo first."
-        )
+        raise MediaError(f"sound with {channels} channels cannot be mixed to stereo; convert it first.")
     matrix = np.asarray(_DOWNMIX[channels], dtype=np.float32)
     return samples @ (matrix / matrix.sum(axis=1, keepdims=True)).T
 
@@ -169,9 +167,7 @@ def write_wav(
         chunks += _chunk(b"LIST", b"INFO" + _chunk(b"ICMT", comment + b"\0"))
     chunks += _chunk(b"data", data)
     if len(chunks) + 4 >= 1 << 32:
-        raise RequestError(
-            f"{waveform.seconds:.0f} s of sound do not fit a WAV file (4 GB); write a shorter one."
-        )
+        raise RequestError(f"{waveform.seconds:.0f} s of sound do not fit a WAV file (4 GB); cut the sound.")
     with replacing(path) as partial, open(partial, "wb") as file:
         file.write(_chunk(b"RIFF", b"WAVE" + chunks))
 

@@ -19,18 +19,32 @@ _CR = _fixed((0.5, -_KG / (2 * (1 - _KR)), -_KB / (2 * (1 - _KR))), 224.0)
 
 
 def yuv420_from_rgb(frame: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) RGB, even sides -> uint8 (H * 3 / 2, W): the planes Y, Cb, Cr as ffmpeg's yuv420p lays them out.
+    """uint8 (H, W, 3) RGB, even sides -> uint8 (H * 3 / 2, W): planes Y, Cb, Cr as in ffmpeg's yuv420p.
 
     Chroma is the mean of each 2 x 2 block (centre siting), as the official encoder does.
     """
     height, width, _ = frame.shape
-    red, green, blue = (np.ascontiguousarray(frame[..., c]).astype(np.int32) for c in range(3))
+    planes = [np.ascontiguousarray(frame[..., c]) for c in range(3)]
     out = np.empty((height * 3 // 2, width), dtype=np.uint8)
-    luma = red * _LUMA[0] + green * _LUMA[1] + blue * _LUMA[2]
-    out[:height] = (luma + (16 << 16) + (1 << 15)) >> 16
-    blocks = [p[0::2, 0::2] + p[0::2, 1::2] + p[1::2, 0::2] + p[1::2, 1::2] for p in (red, green, blue)]
+    out[:height] = _mix(planes, _LUMA, 16, 16)
+    blocks = [_block_sums(plane) for plane in planes]
     chroma = out[height:].reshape(2, height // 2, width // 2)
-    for plane, weights in zip(chroma, (_CB, _CR), strict=True):
-        mixed = blocks[0] * weights[0] + blocks[1] * weights[1] + blocks[2] * weights[2]
-        plane[:] = (mixed + (128 << 18) + (1 << 17)) >> 18
+    chroma[0] = _mix(blocks, _CB, 128, 18)
+    chroma[1] = _mix(blocks, _CR, 128, 18)
     return out
+
+
+def _mix(planes: list[np.ndarray], weights: tuple[int, int, int], offset: int, bits: int) -> np.ndarray:
+    """offset + the weighted sum, weights in units of 2 ** -bits, rounded."""
+    mixed = np.multiply(planes[0], weights[0], dtype=np.int32)
+    term = np.empty_like(mixed)
+    for plane, weight in zip(planes[1:], weights[1:], strict=True):
+        mixed += np.multiply(plane, weight, out=term, dtype=np.int32)
+    mixed += (offset << bits) + (1 << (bits - 1))
+    mixed >>= bits
+    return mixed
+
+
+def _block_sums(plane: np.ndarray) -> np.ndarray:
+    rows = np.add(plane[0::2], plane[1::2], dtype=np.int32)
+    return rows[:, 0::2] + rows[:, 1::2]

@@ -52,11 +52,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     except (av.error.FFmpegError, OSError) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
-                f"no space left on the disk while writing {path}; free some space or choose another output folder."
+                f"no space left on the disk while writing {path}; free some or choose another folder."
             ) from error
-        raise MediaError(
-            f"{path} cannot be written ({_reason(error)}); choose another output path."
-        ) from error
+        raise MediaError(f"{path} cannot be written ({_reason(error)}); choose another output.") from error
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:
@@ -117,7 +115,7 @@ def check_writable(
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise ResourceError(
-            f"{target} needs about {bytes_needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free some space."
+            f"{target} needs about {bytes_needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make room."
         )
 
 

@@ -71,8 +71,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 def crf_degrade(image: np.ndarray, crf: float) -> np.ndarray:
     """Send a picture through H.264 once, so that it looks like a frame of the training videos.
 
-    image: uint8 (H, W, 3), cropped to even sides. crf: 0 to 51; 0 returns the picture as it is, and so does a side
-    under 2 pixels. Returns uint8 (H', W', 3).
+    image: uint8 (H, W, 3), cropped to even sides. crf: 0 to 51; 0 returns the picture as it is, and so does
+    a side under 2 pixels. Returns uint8 (H', W', 3).
     Source: ltx-pipelines 1.2.0, media_io/decode.py, `preprocess` (libx264 veryfast, yuv420p, one frame).
     """
     if not 0 <= crf <= 51:
@@ -89,14 +89,14 @@ def crf_degrade(image: np.ndarray, crf: float) -> np.ndarray:
         for packet in [*stream.encode(frame), *stream.encode()]:
             container.mux(packet)
     encoded.seek(0)
-    with av.open(encoded) as container:
-        return next(container.decode(video=0)).to_ndarray(format="rgb24")
+    with av.open(encoded, "r") as decoded:
+        return next(decoded.decode(video=0)).to_ndarray(format="rgb24")
 
 
 def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     """Fill height x width: scale by the larger ratio, bilinear without antialiasing, and crop the centre.
 
-    frames: (F, h, w, C) or (h, w, C), any real dtype, any range. Returns float32 with the same rank and range.
+    frames: (F, h, w, C) or (h, w, C), any real dtype, any range. Returns float32, same rank and range.
     Source: ltx-pipelines 1.0.0, media_io.py, `resize_and_center_crop`: torch's bilinear interpolation with
     align_corners false, sizes rounded up, crop offsets rounded down.
     """
@@ -112,7 +112,7 @@ def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _taps(size: int, scaled: int, cropped: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First neighbour, second neighbour and the second one's weight for each of the `cropped` central positions."""
+    """First neighbour, second neighbour and the second one's weight for each of the central positions."""
     start = (scaled - cropped) // 2
     at = np.arange(start, start + cropped, dtype=np.float32)
     ratio = np.float32(size) / np.float32(scaled)

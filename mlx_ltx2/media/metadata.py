@@ -69,13 +69,13 @@ def still_arguments(suffix: str, metadata: Mapping[str, str] | None) -> dict[str
         return {"pnginfo": info}
     if len(comment) > _JPEG_COMMENT_BYTES:
         raise RequestError(
-            f"metadata of {len(comment)} bytes does not fit a JPEG (at most {_JPEG_COMMENT_BYTES}); write a .png instead."
+            f"metadata of {len(comment)} bytes does not fit a JPEG (at most {_JPEG_COMMENT_BYTES}); use .png."
         )
     return {"comment": comment.encode("ascii")}
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """What this program wrote into an mp4, mov, gif, webp, png, jpg or wav; for other files their plain text tags.
+    """What this program wrote into an mp4, mov, gif, webp, png, jpg or wav; of other files the text tags.
 
     Raises MediaError if the file cannot be read.
     """

@@ -19,8 +19,9 @@ from mlx_ltx2.media.files import reading
 class MediaInfo:
     """What a video file says about itself.
 
-    width, height: pixels as shown, after rotation. fps: frames per second. frames: None if the container does not
-    say. seconds: length of the picture. rotation: degrees counter-clockwise (0, 90, 180, 270) that reading applies.
+    width, height: pixels as shown, after rotation. fps: frames per second. frames: None if the container
+    does not say. seconds: length of the picture. rotation: degrees counter-clockwise (0, 90, 180, 270) that
+    reading applies.
     """
 
     width: int
@@ -66,8 +67,9 @@ def iter_frames(
 ) -> Iterator[np.ndarray]:
     """Frames of a video one by one, uint8 (H, W, 3) RGB, upright.
 
-    start_seconds: by="index" skips round(start * fps) frames, whatever their time stamps; by="pts" starts with the
-    first frame whose time stamp, counted from the first one, is not earlier. max_frames: at most so many.
+    start_seconds: by="index" skips round(start * fps) frames, whatever their time stamps; by="pts" starts
+    with the first frame whose time stamp, counted from the first one, is not earlier. max_frames: at most so
+    many.
     Raises RequestError for a negative start or count, MediaError if the file cannot be read.
     Source: ltx-pipelines 1.2.0, media_io/decode.py, `decode_video_by_frame` and `decode_video_from_file`.
     """

@@ -1,4 +1,4 @@
-"""Frames and sound -> one file. Frames are encoded as they come; the file takes its name only when it is whole."""
+"""Frames and sound -> one file. Frames are encoded as they come; only a whole file takes its name."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class ClipWriter:
             for chunk in decoded:            # uint8 (F, H, W, 3)
                 writer.write(chunk)
 
-    path: .mp4 and .mov hold H.264 and AAC; .gif and .webp an animation without sound; .png and .jpg one frame.
-    fps: frames per second, exact for broadcast rates (see `exact_fps`). crf: 0 (lossless) to 51, 19 as official.
-    audio: Waveform, mono or stereo, any rate; may also be set later, before the writer closes. The sound in the file
-    lasts exactly as long as the picture: it is cut or padded with silence.
+    path: .mp4 and .mov hold H.264 and AAC; .gif and .webp an animation without sound; .png, .jpg one frame.
+    fps: frames per second, exact for broadcast rates (see `exact_fps`). crf: 0 (lossless) to 51, 19 as
+    official. audio: Waveform, mono or stereo, any rate; may also be set later, before the writer closes. The
+    sound in the file lasts exactly as long as the picture: it is cut or padded with silence.
     metadata: text by name, read back by `read_metadata`.
     notes: after closing, what had to be changed, in words (sound cut, padded or left out).
 
@@ -99,7 +99,7 @@ class ClipWriter:
             self.abort()
 
     def write(self, frames: np.ndarray) -> None:
-        """Encode a chunk: uint8 (F, H, W, 3) sRGB, or one frame (H, W, 3). Every chunk has the same H and W."""
+        """Encode a chunk: uint8 (F, H, W, 3) sRGB, or one frame (H, W, 3). H and W never change."""
         frames = frames[None] if frames.ndim == 3 else frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise MediaError(
@@ -142,9 +142,7 @@ class ClipWriter:
             self._size = (height, width)
             self._sink = self._open(height, width)
         elif self._size != (height, width):
-            raise ShapeError(
-                f"a frame of {width}x{height} follows frames of {self._size[1]}x{self._size[0]}."
-            )
+            raise ShapeError(f"a frame (height, width) = {(height, width)} follows frames of {self._size}.")
         return self._sink
 
     def _open(self, height: int, width: int) -> Sink:
@@ -195,14 +193,13 @@ class VideoSink:
         self._open(height, width, crf)
 
     def _open(self, height: int, width: int, crf: float) -> None:
-        # Track lengths are stored in units of the movie's clock: it must resolve one frame and, nearly, one sample.
+        # Track lengths are stored in units of the movie's clock: it must resolve a frame and almost a sample.
         clock = self._fps.numerator * max(1, 90000 // self._fps.numerator)
-        self._container = av.open(
-            os.fspath(self._partial),
-            "w",
-            format=self._partial.suffix.lower()[1:],
-            options={"movflags": "+faststart", "fflags": "+bitexact", "movie_timescale": str(clock)},
-        )
+        kind = self._partial.suffix.lower()[1:]
+        # A MOV's classic comment ends after 65,535 bytes, its tags by name do not.
+        movflags = "+faststart+use_metadata_tags" if kind == "mov" else "+faststart"
+        options = {"movflags": movflags, "fflags": "+bitexact", "movie_timescale": str(clock)}
+        self._container = av.open(os.fspath(self._partial), "w", format=kind, options=options)
         for key, value in container_tags(self._metadata).items():
             self._container.metadata[key] = value
         options = {"crf": str(crf), "preset": "veryfast", "x264-params": "chromaloc=1"}
