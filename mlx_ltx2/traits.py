@@ -139,6 +139,11 @@ class Traits:
         return bins, int(dd.get("z_channels", 8))
 
     @property
+    def recommended(self) -> dict[str, Any]:
+        """Defaults that the model itself asks for (config key `recommended`, e.g. a small model's native size)."""
+        return dict(self.config.get("recommended", {}))
+
+    @property
     def has_audio(self) -> bool:
         return "audio_vae" in self.config
 

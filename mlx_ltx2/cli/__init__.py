@@ -1,0 +1,98 @@
+"""The command line: one file per command, loaded when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import click
+
+from mlx_ltx2.errors import LTX2Error
+
+COMMANDS = {
+    "generate": "make a clip from text, images or sound",
+    "demo": "show the whole chain on the small built-in model, without any download",
+    "convert": "split an official checkpoint into a model folder, once",
+    "plan": "say what a generate command would do, and touch no weights",
+    "info": "show what a model folder, a checkpoint or a finished clip is made of",
+    "rerun": "make a finished clip again from what it says about itself",
+    "retake": "regenerate a stretch of an existing clip",
+    "upscale": "enlarge an image or a video through the latent upsamplers",
+    "enhance": "rewrite a prompt with the text encoder's language model",
+    "doctor": "check this machine and say what it can run",
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"mlx_ltx2.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mlx-ltx2")
+def cli() -> None:
+    """LTX-2 and LTX-2.3 in MLX: text, images or sound become video with synchronised sound."""
+
+
+def run(command: Callable[..., object], args: Sequence[str] | None = None, name: str = "mlx-ltx2") -> int:
+    """Run a click command and turn every outcome into an exit code; errors are one sentence on stderr."""
+    try:
+        command.main(args=list(sys.argv[1:] if args is None else args), prog_name=name, standalone_mode=False)
+    except LTX2Error as error:
+        return _complain(str(error), error.exit_code)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        where = getattr(error, "ctx", None)
+        hint = f"\nTry '{where.command_path} --help'." if where else ""
+        return _complain(error.format_message() + hint, 2)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted; nothing was left behind.", INTERRUPTED)
+    except MemoryError:
+        return _complain("out of memory; use a smaller size, fewer frames or --low-memory.", 4)
+    except Exception as error:
+        if os.environ.get("MLX_LTX2_TRACEBACK"):
+            raise
+        text = f"unexpected {type(error).__name__}: {error}\nSet MLX_LTX2_TRACEBACK=1 to see where, and please report it."
+        return _complain(text, 1)
+    return 0
+
+
+def _complain(text: str, code: int) -> int:
+    click.echo(f"error: {text}", err=True)
+    return code
+
+
+def main() -> None:
+    sys.exit(run(cli))
+
+
+def _single(name: str) -> None:
+    command = importlib.import_module(f"mlx_ltx2.cli.{name}").command
+    sys.exit(run(command, name=f"mlx_ltx2.{name}"))
+
+
+def generate_main() -> None:
+    _single("generate")
+
+
+def convert_main() -> None:
+    _single("convert")
+
+
+def upscale_main() -> None:
+    _single("upscale")

@@ -1,0 +1,249 @@
+"""One way in: a prompt and options become a Plan, the Plan becomes a Clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx2 import memory
+from mlx_ltx2.diffusion.patchify import audio_to_tokens, video_to_tokens
+from mlx_ltx2.errors import RequestError
+from mlx_ltx2.media.audio import write_wav
+from mlx_ltx2.media.files import check_writable
+from mlx_ltx2.pipelines import parts, presets, recipes
+from mlx_ltx2.pipelines.plan import Plan, describe
+from mlx_ltx2.pipelines.request import Request
+from mlx_ltx2.pipelines.run import Session, StepCallback, decoded_audio, decoded_frames, required_components, run
+from mlx_ltx2.progress import Progress, SilentProgress, make_progress
+from mlx_ltx2.stages.write import Clip, stream_clip
+from mlx_ltx2.states import DenoisedPair, Waveform
+from mlx_ltx2.weights.networks import Networks
+from mlx_ltx2.weights.open import open_model, open_text_encoder
+
+DEFAULT_MODEL = "Lightricks/LTX-2.3"
+OUTPUT_TYPES = ("frames", "latent")
+DEFAULT_CRF = 19
+
+
+@dataclass(frozen=True)
+class Output:
+    """What to do with the result.
+
+    path: file to write while frames decode, or None. audio_path: WAV file for the sound. save_frames: numbered PNGs in a
+    folder beside `path`. crf: H.264 quality. keep_frames: hold the frames in the clip as well.
+    """
+
+    path: Path | None = None
+    audio_path: Path | None = None
+    save_frames: bool = False
+    crf: float = DEFAULT_CRF
+    keep_frames: bool = True
+
+    @property
+    def frames_folder(self) -> Path | None:
+        if not self.save_frames:
+            return None
+        base = self.path or Path("output.mp4")
+        return base.with_name(f"{base.stem}_frames")
+
+
+class LTX2Pipeline:
+    """A model, ready to make clips. Weights are read when a stage needs them and freed after it."""
+
+    def __init__(self, networks: Networks, name: str, *, memory_limit: int | None = None):
+        self.networks = networks
+        self.name = name
+        self.memory_limit = memory_limit
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = DEFAULT_MODEL,
+        *,
+        text_encoder: str | Path | None = None,
+        quantize: int | None = None,
+        memory_limit: int | None = None,
+        dtype: mx.Dtype | None = None,
+        progress: Progress | None = None,
+    ) -> LTX2Pipeline:
+        """Open a model.
+
+        model: a converted folder, a hub id, an official file (converted once into the cache), or "demo".
+        text_encoder: a Gemma 3 folder or hub id in place of the model's own. quantize: bits of the conversion, if one is
+        needed. memory_limit: bytes. dtype: compute in this type instead of the stored one.
+        Raises: WeightsError, ResourceError.
+        """
+        folder = open_model(model, quantize=quantize, progress=progress or SilentProgress())
+        encoder = None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
+        return cls(Networks(folder, encoder, dtype), str(model), memory_limit=memory_limit)
+
+    def card(self, request: Request) -> parts.ModelCard:
+        """What recipes may know about this model."""
+        model = self.networks.model
+        lora = str(model.loras[0]) if model.loras else None
+        metadata = self.networks.lora_metadata([str(lo.path) for lo in request.loras])
+        return parts.ModelCard(self.name, model.traits, lora, lora_metadata=metadata)
+
+    def plan(self, prompt: str, **options: Any) -> Plan:
+        """What a call with these options would do. Touches no weights.
+
+        Raises: RequestError, ShapeError, MediaError.
+        """
+        request = Request.from_options({"prompt": prompt, **options})
+        card = self.card(request)
+        filled = presets.fill(request, card.traits)
+        parts.check_request(filled, card)
+        return recipes.RECIPES[filled.pipeline](filled, card)
+
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        output: str | Path | None = None,
+        output_type: str = "frames",
+        latents: mx.array | np.ndarray | None = None,
+        audio_latents: mx.array | np.ndarray | None = None,
+        callback: StepCallback | None = None,
+        progress: Progress | str | None = None,
+        **options: Any,
+    ) -> Clip:
+        """Make a clip.
+
+        prompt: what should be seen and heard. output: file to write. output_type: "frames", or "latent" to stop before
+        decoding. latents, audio_latents: initial noise of the first stage, (1, F, H, W, C) and (1, T, mel, C), in place
+        of the seed's. callback: called with (stage, steps done, steps in all). progress: "bar", "json", "none" or an
+        object. options: every field of `Request`, with the spellings of the official tools accepted.
+        Raises: RequestError, MediaError, WeightsError, ResourceError.
+        """
+        plan = self.plan(prompt, **options)
+        noise = first_noise(latents, audio_latents)
+        shown = make_progress(progress) if isinstance(progress, str) else progress or SilentProgress()
+        session = Session(shown, callback=callback, noise={0: noise} if noise else {})
+        return self.execute(plan, Output(path=None if output is None else Path(output)), session, output_type)
+
+    def execute(self, plan: Plan, output: Output, session: Session, output_type: str = "frames") -> Clip:
+        """Run a plan that was made before, and write what comes out."""
+        if output_type not in OUTPUT_TYPES:
+            raise RequestError(f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}.")
+        _check_outputs(plan, output)
+        self.networks.check(*required_components(plan))
+        for note in plan.notes:
+            session.progress.note(note)
+        with memory.limits(memory_bytes=self.memory_limit):
+            latents = run(plan, self.networks, session)
+            clip = Clip(plan.shape.fps, plan, latents=latents.video, audio_latents=latents.audio)
+            clip.metadata = record(plan)
+            if output_type == "frames":
+                self._finish(clip, plan, latents, output, session)
+        clip.peaks = dict(session.report.peaks)
+        return clip
+
+    def _finish(self, clip: Clip, plan: Plan, latents: DenoisedPair, output: Output, session: Session) -> None:
+        clip.audio = decoded_audio(plan, latents, self.networks, session)
+        if plan.video_out:
+            _write_video(clip, decoded_frames(plan, latents, self.networks, session), output, session)
+        elif output.path is not None:
+            clip.save(output.path)
+        if output.audio_path is not None and clip.audio is not None:
+            write_wav(output.audio_path, clip.audio, metadata=clip.metadata)
+
+
+def _write_video(clip: Clip, chunks: Any, output: Output, session: Session) -> None:
+    kept: list[np.ndarray] = []
+
+    def tee() -> Any:
+        for chunk in chunks:
+            if output.keep_frames:
+                kept.append(chunk)
+            yield chunk
+
+    if output.path is None:
+        for _ in tee():
+            pass
+    else:
+        notes = stream_clip(
+            tee(), output.path, fps=clip.fps, crf=output.crf, audio=clip.audio, metadata=clip.metadata,
+            frames_folder=output.frames_folder,
+        )  # fmt: skip
+        clip.path = output.path
+        for note in notes:
+            session.progress.note(note)
+    if output.keep_frames:
+        clip.frames = np.concatenate(kept)
+        kept.clear()
+
+
+def _check_outputs(plan: Plan, output: Output) -> None:
+    if output.path is not None:
+        check_writable(
+            output.path, num_frames=plan.shape.frames if plan.video_out else None, sound_only=not plan.video_out
+        )
+    if output.audio_path is not None:
+        if plan.audio_from is None:
+            raise RequestError("there will be no sound to write; drop --output-audio or --no-audio.")
+        check_writable(output.audio_path, sound_only=True)
+    if not 0 <= output.crf <= 51:
+        raise RequestError(f"crf {output.crf} is outside 0 (lossless) to 51; 19 is the default.")
+
+
+def first_noise(
+    latents: mx.array | np.ndarray | None, audio_latents: mx.array | np.ndarray | None
+) -> dict[Any, np.ndarray]:
+    """Initial noise in latent layout -> the keys of a `NoiseSource`.
+
+    Raises: RequestError if an array is not of its rank.
+    """
+    noise: dict[Any, np.ndarray] = {}
+    for name, value, rank, tokens in (
+        ("video", latents, 5, video_to_tokens),
+        ("audio", audio_latents, 4, audio_to_tokens),
+    ):
+        if value is None:
+            continue
+        array = mx.array(value).astype(mx.float32)
+        if array.ndim != rank:
+            raise RequestError(f"{name} latents of shape {array.shape}: {rank} axes are needed, channels last.")
+        noise[(name, "initial", 0)] = np.array(tokens(array))
+    return noise
+
+
+def record(plan: Plan) -> Mapping[str, str]:
+    """What a finished file says about how it was made."""
+    from mlx_ltx2 import __version__
+
+    values = {"prompt": plan.prompt, "seed": str(plan.seed), "model": plan.model, "pipeline": plan.pipeline}
+    if plan.negative_prompt:
+        values["negative_prompt"] = plan.negative_prompt
+    return {**values, "tool": f"mlx-ltx2 {__version__}", "plan": plan.to_json()}
+
+
+def generate(
+    prompt: str,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    text_encoder: str | Path | None = None,
+    output: str | Path | None = None,
+    progress: Progress | str | None = None,
+    **options: Any,
+) -> Clip:
+    """Make one clip; see `LTX2Pipeline.from_pretrained` for `model` and `LTX2Pipeline.__call__` for the options.
+
+        clip = generate("A red kite over a beach", model="LTX-2-distilled", image="kite.jpg", output="kite.mp4")
+    """
+    shown = make_progress(progress) if isinstance(progress, str) else progress
+    pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, progress=shown)
+    return pipeline(prompt, output=output, progress=shown, **options)
+
+
+__all__ = ["Clip", "LTX2Pipeline", "Output", "Plan", "Waveform", "describe", "generate"]
+
+if __name__ == "__main__":
+    import importlib
+
+    # The command line imports this module; naming it here statically would turn the arrow round.
+    importlib.import_module("mlx_ltx2.cli").generate_main()

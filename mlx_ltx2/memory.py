@@ -1,0 +1,93 @@
+"""Who owns memory, and when: the only module that touches MLX's limits and caches.
+
+A phase materialises what it needs, runs, and frees it. Peaks are read from MLX's allocator, per phase.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import mlx.core as mx
+
+T = TypeVar("T")
+DEFAULT_CACHE_BYTES = 2 << 30
+"""MLX keeps freed buffers for reuse; beyond this many bytes that only inflates the footprint."""
+
+
+@dataclass
+class PeakReport:
+    """Highest allocator use of each phase in bytes, in the order in which the phases ran."""
+
+    peaks: dict[str, int] = field(default_factory=dict)
+
+    def note(self, phase: str, peak_bytes: int) -> None:
+        self.peaks[phase] = max(self.peaks.get(phase, 0), peak_bytes)
+
+    @property
+    def highest(self) -> int:
+        return max(self.peaks.values(), default=0)
+
+
+def release() -> None:
+    """Return every buffer that nobody references to the system."""
+    gc.collect()
+    mx.clear_cache()
+
+
+@contextlib.contextmanager
+def limits(cache_bytes: int = DEFAULT_CACHE_BYTES, memory_bytes: int | None = None) -> Iterator[None]:
+    """Cap MLX's buffer cache, and its memory if a limit is given, for the duration of a run."""
+    previous_cache = mx.set_cache_limit(cache_bytes)
+    previous_memory = mx.set_memory_limit(memory_bytes) if memory_bytes else None
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(previous_cache)
+        if previous_memory is not None:
+            mx.set_memory_limit(previous_memory)
+
+
+@contextlib.contextmanager
+def phase(name: str, report: PeakReport) -> Iterator[None]:
+    """Measure the allocator's peak while the block runs, and free what it leaves behind."""
+    mx.reset_peak_memory()
+    try:
+        yield
+    finally:
+        report.note(name, mx.get_peak_memory())
+        release()
+
+
+class Resident:
+    """A network that is loaded on first use and freed on request, so that two stages can share one loading.
+
+    Call it to get the network; `free()` drops it. Nothing else may keep a reference to the network.
+    """
+
+    def __init__(self, load: Callable[[], T]):
+        self._load = load
+        self._network: T | None = None
+
+    def __call__(self) -> T:
+        if self._network is None:
+            self._network = self._load()
+        return self._network
+
+    def free(self) -> None:
+        self._network = None
+        release()
+
+
+@contextlib.contextmanager
+def resident(load: Callable[[], T]) -> Iterator[T]:
+    """Load a network, hand it to the block, free it afterwards."""
+    network = load()
+    try:
+        yield network
+    finally:
+        del network
+        release()

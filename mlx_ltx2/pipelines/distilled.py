@@ -1,0 +1,43 @@
+"""Distilled: 8 steps at half size, the latent upsampler, 3 steps at full size; no guidance.
+
+Source: official `ltx_pipelines.distilled` 1.2.0. The audio of the second stage ships. A dev model runs it through its
+distilled LoRA.
+"""
+
+from __future__ import annotations
+
+from mlx_ltx2.pipelines import parts
+from mlx_ltx2.pipelines.plan import Plan
+from mlx_ltx2.pipelines.request import Filled
+from mlx_ltx2.stages.plan import StagePlan, StreamPlan
+
+
+def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
+    full = parts.clip_shape(filled, card)
+    second = parts.as_sigmas(filled.stage_2_sigmas, "stage_2_sigmas")
+    image_uses = parts.images(filled, card)
+    loras = parts.distillation(filled, card)
+    stages = (
+        StagePlan(
+            name="half size",
+            shape=full.halved(),
+            sigmas=parts.schedule(filled),
+            sampler=filled.sampler,
+            video=StreamPlan(),
+            audio=parts.audio_stream(filled, None),
+            images=image_uses,
+            loras=parts.user_loras(filled, 1) + loras,
+        ),
+        StagePlan(
+            name="full size",
+            shape=full,
+            sigmas=second,
+            sampler="euler",
+            video=StreamPlan(start="previous", noise_scale=second[0]),
+            audio=parts.audio_stream(filled, None, start="previous", noise_scale=second[0]),
+            upsample="spatial-x2",
+            images=image_uses,
+            loras=parts.user_loras(filled, 2) + loras,
+        ),
+    )
+    return parts.assemble(filled, card, stages, parts.audio_source(filled, 1))

@@ -1,0 +1,57 @@
+"""Prompts -> text contexts. The text encoder is freed before the projections load, and these before anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from mlx_ltx2.memory import PeakReport, phase, resident
+from mlx_ltx2.progress import Progress
+from mlx_ltx2.states import TextContext
+
+if TYPE_CHECKING:
+    from mlx_ltx2.models.text import TextProjections
+    from mlx_ltx2.weights.text_encoder import TextEncoder
+
+
+def encode_text(
+    prompts: Sequence[str],
+    load_encoder: Callable[[], TextEncoder],
+    load_projections: Callable[[], TextProjections],
+    progress: Progress,
+    report: PeakReport,
+) -> list[TextContext]:
+    """One context per prompt, in the projections' dtype; equal prompts are encoded once.
+
+    Only the real tokens run through the encoder; the projections fill the rest of the context with learned registers.
+    Raises: RequestError for an empty prompt, WeightsError if encoder and projections do not belong together.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    with phase("text encoder", report), resident(load_encoder) as encoder:
+        tokens = [encoder.tokenize(prompt) for prompt in distinct]
+        for prompt, cut in zip(distinct, (t.cut for t in tokens), strict=True):
+            if cut:
+                progress.note(f"the prompt {prompt[:40]!r}... is {cut} tokens too long; its end is cut off.")
+        states = []
+        with progress.phase("encode text", len(distinct) * (encoder.layers + 1), "layer") as advance:
+            for ids in tokens:
+
+                def layer_done(index: int, state: mx.array, advance: Callable[[int], None] = advance) -> None:
+                    mx.eval(state)  # one layer per command buffer
+                    advance(1)
+
+                hidden = encoder.states(ids, layer_done)
+                mx.eval(hidden)
+                states.append(hidden)
+        del encoder
+    contexts: dict[str, TextContext] = {}
+    with phase("text projections", report), resident(load_projections) as projections:
+        while states:
+            prompt = distinct[len(contexts)]
+            context = projections(states.pop(0))
+            mx.eval(context.video, context.audio)
+            contexts[prompt] = context
+        del projections
+    return [contexts[prompt] for prompt in prompts]

@@ -1,0 +1,85 @@
+"""What comes out: the clip, and the file it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx2.errors import RequestError
+from mlx_ltx2.media.audio import write_wav
+from mlx_ltx2.media.writer import ClipWriter, save_frames
+from mlx_ltx2.states import Waveform
+
+
+@dataclass
+class Clip:
+    """A finished clip.
+
+    frames: uint8 (F, H, W, 3), or None if they were streamed to a file or not decoded. audio: the sound, or None.
+    latents: (1, F, H, W, C) and audio_latents (1, T, mel, C) after the last stage. plan: the record of the run.
+    peaks: allocator peak in bytes by phase. path: the file, if one was written.
+    """
+
+    fps: float
+    plan: Any
+    frames: np.ndarray | None = None
+    audio: Waveform | None = None
+    latents: mx.array | None = None
+    audio_latents: mx.array | None = None
+    peaks: Mapping[str, int] = field(default_factory=dict)
+    path: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        return self.plan.shape.seconds
+
+    def save(self, path: str | Path, *, crf: float = 19) -> Path:
+        """Write the clip; the suffix decides the kind of file (.mp4 .mov .gif .webp .png .jpg .wav).
+
+        Raises: RequestError if the clip has no frames in memory, MediaError or ResourceError if it cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() == ".wav":
+            if self.audio is None:
+                raise RequestError("this clip has no sound to write into a .wav file.")
+            write_wav(path, self.audio, metadata=self.metadata)
+        elif self.frames is None:
+            raise RequestError("this clip holds no frames; generate it without output_type='latent' and keep_frames=False.")
+        else:
+            with ClipWriter(path, fps=self.fps, crf=crf, audio=self.audio, metadata=self.metadata) as writer:
+                writer.write(self.frames)
+        self.path = path
+        return path
+
+    def save_frames(self, folder: str | Path) -> list[Path]:
+        """Write every frame as a numbered PNG."""
+        if self.frames is None:
+            raise RequestError("this clip holds no frames.")
+        return save_frames(folder, self.frames)
+
+
+def stream_clip(
+    chunks: Iterable[np.ndarray],
+    path: Path,
+    *,
+    fps: float,
+    crf: float,
+    audio: Waveform | None,
+    metadata: Mapping[str, str],
+    frames_folder: Path | None = None,
+) -> list[str]:
+    """Encode uint8 (F, H, W, 3) chunks as they come; returns the writer's notes."""
+    done = 0
+    with ClipWriter(path, fps=fps, crf=crf, audio=audio, metadata=metadata) as writer:
+        for chunk in chunks:
+            writer.write(chunk)
+            if frames_folder is not None:
+                save_frames(frames_folder, chunk, first=done)
+            done += len(chunk)
+    return writer.notes
