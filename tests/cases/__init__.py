@@ -68,7 +68,7 @@ def official_weights(module: nn.Module, seed: int) -> Arrays:
 
 def load_official(module: nn.Module, weights: Arrays, dtype: mx.Dtype = mx.float32) -> nn.Module:
     """Load official-layout numpy weights strictly; returns the module."""
-    converted = [(k, mx.array(np.ascontiguousarray(to_mlx_layout(k, v))).astype(dtype)) for k, v in weights.items()]
+    converted = [(k, mx.array(np.array(to_mlx_layout(k, v), order="C")).astype(dtype)) for k, v in weights.items()]
     module.load_weights(converted, strict=True)
     module.eval()
     mx.eval(module.parameters())
