@@ -11,12 +11,23 @@ from mlx import nn
 SINUSOID_CHANNELS = 256
 
 
+def _frequencies(half: int) -> np.ndarray:
+    """10000^(-i/half), i = 0..half-1; the float32 exponent is part of the official arithmetic."""
+    exponents = np.float32(-math.log(10000.0)) * np.arange(half, dtype=np.float32) / np.float32(half)
+    return np.exp(exponents.astype(np.float64)).astype(np.float32)
+
+
 def sinusoidal_embedding(timesteps: np.ndarray | mx.array, channels: int = SINUSOID_CHANNELS) -> mx.array:
-    """(...,) timesteps in 0..1000 -> (..., channels) float32: cosines, then sines, of t*10000^(-i/half)."""
-    half = channels // 2
-    frequencies = mx.exp(mx.arange(half, dtype=mx.float32) * (-math.log(10000.0) / half))
-    angles = mx.array(timesteps, dtype=mx.float32)[..., None] * frequencies
-    return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+    """(...,) timesteps in 0..1000 -> (..., channels) float32: cosines, then sines, of t*10000^(-i/half).
+
+    Timesteps on the host are embedded there, with an exact sine and one transfer.
+    """
+    frequencies = _frequencies(channels // 2)
+    if isinstance(timesteps, mx.array):
+        angles = timesteps.astype(mx.float32)[..., None] * mx.array(frequencies)
+        return mx.concatenate([mx.cos(angles), mx.sin(angles)], axis=-1)
+    phases = np.asarray(timesteps, np.float32)[..., None] * frequencies
+    return mx.array(np.concatenate([np.cos(phases), np.sin(phases)], axis=-1))
 
 
 class TimestepMLP(nn.Module):
