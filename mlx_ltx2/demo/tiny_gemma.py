@@ -36,9 +36,10 @@ def write_tiny_gemma(
 ) -> Path:
     """Write config.json, model.safetensors, tokenizer.json and tokenizer_config.json; returns the folder.
 
-    layers: every sixth attends globally, so 7 has both kinds. inner: width of the feed-forward. rope_factor: linear
-    rotary scaling of the global layers, None for none. words: get a token of their own, alone and after a space;
-    all other text falls apart into characters and bytes. The same arguments give the same bytes.
+    layers: every sixth attends globally, so 7 has both kinds. inner: width of the feed-forward.
+    rope_factor: linear rotary scaling of the global layers, None for none. words: get a token of their own,
+    alone and after a space; all other text falls apart into characters and bytes. The same arguments give the
+    same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """A Gemma 3 folder -> a ready text encoder: Hugging Face's, mlx-community's, plain or quantized.
 
-Names are matched both ways after one prefix strip. The vision parts and the output head are left aside by name,
+Names are matched both ways after one prefix strip. Vision parts and the output head are left aside by name;
 anything else that does not fit is an error.
 """
 
@@ -57,7 +57,7 @@ class TextEncoderInfo:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """model: mlx-lm's Gemma 3, tied output head. width: of a state. layers: a prompt has layers + 1 states."""
+    """model: mlx-lm's Gemma 3, output head tied. width: of a state. layers: a prompt has one state more."""
 
     model: Model
     tokenizer: PromptTokenizer
@@ -77,7 +77,8 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class _Folder:
-    """infos: headers of the tensors that count, by their name in the text model; files: name there -> (file, name in it)."""
+    """infos: header entries of the tensors that count, by their name in the text model. files: where each is
+    stored, file and name in it."""
 
     path: Path
     config: Mapping[str, Any]
@@ -109,8 +110,8 @@ def load_text_encoder(
 
     expected_width, expected_layers: of the checkpoint the prompt is for (3840 and 48 in the released ones).
     float16 tensors become bfloat16: Gemma 3's residual stream leaves float16's range.
-    Raises: WeightsError if a file is missing or damaged, if a tensor is missing, unexpected or of a wrong shape, if
-    the size is not the expected one, or if the tokenizer is missing or of another model.
+    Raises: WeightsError if a file is missing or damaged, if a tensor is missing, unexpected or of a wrong shape,
+    if the size is not the expected one, or if the tokenizer is missing or of another model.
     """
     found, model, tokenizer = _check(folder, expected_width, expected_layers)
     loaded: dict[Path, dict[str, mx.array]] = {}
@@ -205,7 +206,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _quantize(model: Model, found: _Folder) -> None:
-    """Make the layers that are stored quantized so; bits and group size follow from the shapes, layer by layer."""
+    """Make the layers that are stored quantized so; each one's bits and group size follow from its shapes."""
 
     def stored(path: str, layer: nn.Module) -> bool | dict[str, Any]:
         if f"{path}.scales" not in found.infos or not hasattr(layer, "to_quantized"):

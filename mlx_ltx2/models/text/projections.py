@@ -1,4 +1,4 @@
-"""Hidden states of Gemma -> text contexts of the two streams: feature extractor, then one connector per stream.
+"""Hidden states of Gemma -> text contexts of both streams: feature extractor, then a connector per stream.
 
 References: ltx_core.text_encoders.gemma.{feature_extractor,embeddings_connector,embeddings_processor}.
 """
@@ -30,14 +30,15 @@ _PER_STREAM = {
     "caption_proj_input_norm": False,
     "caption_projection_second_linear": False,
 }
-"""All four keys with these values mean one projection per stream (LTX-2.3); none of them, a shared one (LTX-2)."""
+"""All four keys with these values: one projection per stream (LTX-2.3); none of them: a shared one (LTX-2)."""
 
 _FIXED = {"use_embeddings_connector": True, "connector_norm_output": True, "connector_ff_bias": True}
 
 
 @dataclass(frozen=True)
 class ConnectorConfig:
-    """num_registers: learnable rows that fill the slots behind the prompt. max_position: slot that maps to 1."""
+    """num_registers: learnable rows that fill the slots behind the prompt. max_position: slot that maps to 1.
+    gated: attention scales each head. rope: which frequencies and pairs."""
 
     heads: int
     head_dim: int
@@ -66,8 +67,8 @@ class TextProjectionsConfig:
     def from_dict(cls, section: Mapping[str, Any]) -> TextProjectionsConfig:
         """From the checkpoint's `transformer` section.
 
-        `text_encoder_num_layers` is this package's own key for small test models; official files do not have it and
-        mean Gemma 3 12B, 48. The connectors' theta is 10000 whatever `positional_embedding_theta` says, and
+        `text_encoder_num_layers` is this package's own key for small test models; official files do not have it
+        and mean Gemma 3 12B, 48. The connectors' theta is 10000 whatever `positional_embedding_theta` says, and
         `connector_positional_embedding_max_pos` falls back to [1], as in the reference.
         Raises: WeightsError if the section describes a feature extractor or a connector that is not known.
         """
@@ -105,7 +106,7 @@ class TextProjectionsConfig:
         for stream, connector in (("video", self.video), ("audio", self.audio)):
             if connector.dim != wanted[stream]:
                 raise WeightsError(
-                    f"config.transformer: the {stream} connector is {connector.dim} wide and its features are "
+                    f"config.transformer: the {stream} connector is {connector.dim} wide and its features "
                     f"{wanted[stream]}; the config is damaged or of another model."
                 )
 
@@ -116,8 +117,8 @@ def _is_per_stream(section: Mapping[str, Any]) -> bool:
         return False
     if present != _PER_STREAM:
         raise WeightsError(
-            f"config.transformer: the text feature extractor {present} is not known; expected none of these keys "
-            f"(LTX-2) or all of {_PER_STREAM} (LTX-2.3)."
+            f"config.transformer: the text feature extractor {present} is not known; expected none of these "
+            f"keys (LTX-2) or all of {_PER_STREAM} (LTX-2.3)."
         )
     return True
 
@@ -146,7 +147,7 @@ def _connector(section: Mapping[str, Any], heads: int, head_dim: int, layers: in
 
 
 class SharedProjection(nn.Module):
-    """LTX-2: every layer's states normalised by mean and range over the whole prompt, one projection, no bias."""
+    """LTX-2: each layer's states normalised by mean and range over the prompt; one projection without bias."""
 
     def __init__(self, config: TextProjectionsConfig):
         super().__init__()
@@ -177,7 +178,7 @@ class StreamProjections(nn.Module):
 
 
 def normalize_by_range(hidden: mx.array) -> mx.array:
-    """(1, T, D, L) -> (1, T, D*L), index d*L + l: 8 (x - mean) / range, both over tokens and channels of a layer.
+    """(1, T, D, L) -> (1, T, D*L), index d*L + l: 8 (x - mean) / range, over tokens and channels of a layer.
 
     In bfloat16 the sum and the range are rounded to bfloat16 and the rest is float32, as in the reference.
     """
@@ -208,8 +209,8 @@ class ConnectorBlock(nn.Module):
 
 
 class EmbeddingsConnector(nn.Module):
-    """Prompt features (1, n, dim) -> (1, length, dim): slots behind the prompt are filled with learnable registers,
-    slot p with register p modulo their number, and all slots attend to each other."""
+    """Prompt features (1, n, dim) -> (1, length, dim): slots behind the prompt are filled with learnable
+    registers, slot p with register p modulo their number, and all slots attend to each other."""
 
     def __init__(self, config: ConnectorConfig):
         super().__init__()
@@ -253,14 +254,14 @@ class TextProjections(nn.Module):
     def __call__(self, hidden: mx.array, *, length: int = CONTEXT_TOKENS) -> TextContext:
         """hidden: (1, T, D, L) states of the real tokens -> contexts (1, length, dim) of both streams.
 
-        length: slots of the context, a multiple of the number of registers and at least T; 1024 in every pipeline.
-        Raises: RequestError if the prompt does not fit; WeightsError if the states are of another text encoder.
+        length: slots of the context, a multiple of the number of registers and at least T; 1024 officially.
+        Raises: RequestError if the prompt does not fit, WeightsError if the states are of another text encoder.
         """
         config = self.config
         if hidden.shape[0] != 1 or hidden.shape[2:] != (config.width, config.num_states):
             raise WeightsError(
-                f"text encoder states of shape {hidden.shape} do not fit: expected (1, tokens, {config.width}, "
-                f"{config.num_states}). Use the text encoder of this checkpoint."
+                f"text encoder states of shape {hidden.shape} do not fit: expected (1, tokens, "
+                f"{config.width}, {config.num_states}). Use the text encoder of this checkpoint."
             )
         for connector in (config.video, config.audio):
             if length % connector.num_registers:

@@ -1,6 +1,6 @@
 """Prompt -> token ids, by the rules of the official text encoder.
 
-Whitespace around the prompt goes, BOS stands in front exactly once, nothing stands behind, and 1024 tokens are kept.
+Whitespace around the prompt goes, BOS stands in front exactly once, nothing stands behind, 1024 tokens are kept.
 There is no chat template for encoding; `chat` has Gemma's for prompt enhancement.
 Reference: ltx_core.text_encoders.gemma.tokenizer (1.2.0).
 """
@@ -41,7 +41,7 @@ class PromptTokenizer:
         if (folder / "tokenizer.model").is_file():
             return _from_sentencepiece(folder)
         raise WeightsError(
-            f"{folder}: neither tokenizer.json nor tokenizer.model is there. Download the Gemma 3 folder again, "
+            f"{folder}: neither tokenizer.json nor tokenizer.model is there. Download the Gemma 3 folder again "
             "with its tokenizer files."
         )
 
@@ -60,7 +60,7 @@ class PromptTokenizer:
         return PromptTokens(tuple(ids[:limit]), max(0, len(ids) - limit))
 
     def chat(self, system: str, user: str) -> tuple[int, ...]:
-        """Ids of Gemma's chat template for one user turn, the model's turn opened: BOS, then the system text in
+        """Ids of Gemma's chat template for one user turn, the model's turn opened. The system text stands in
         front of the user's, since Gemma 3 has no system role."""
         text = f"<start_of_turn>user\n{system.strip()}\n\n{user.strip()}<end_of_turn>\n<start_of_turn>model\n"
         return (self.bos_id, *self.encode_text(text))
@@ -73,13 +73,13 @@ class PromptTokenizer:
         """Raise WeightsError unless this is the tokenizer of an embedding of `rows` rows."""
         if self.ids_end > rows:
             raise WeightsError(
-                f"{where}: the tokenizer has ids up to {self.ids_end - 1} and the embedding {rows} rows; they belong "
-                "to different models. Download the folder again."
+                f"{where}: the tokenizer has ids up to {self.ids_end - 1} and the embedding {rows} rows; they "
+                "belong to different models. Download the folder again."
             )
         if rows - self.ids_end > max(_SPARE_ROWS, rows // 100):
             raise WeightsError(
-                f"{where}: the tokenizer has {self.ids_end} ids and the embedding {rows} rows; the tokenizer is of "
-                "another model. Use the tokenizer files of the Gemma 3 folder."
+                f"{where}: the tokenizer has {self.ids_end} ids and the embedding {rows} rows; the tokenizer is "
+                "of another model. Use the tokenizer files of the Gemma 3 folder."
             )
 
 
@@ -130,6 +130,6 @@ def _from_sentencepiece(folder: Path) -> PromptTokenizer:
 def _required(bos_id: int | None, path: Path) -> int:
     if bos_id is None:
         raise WeightsError(
-            f"{path}: it has no token <bos>, so it is not Gemma's. Use the tokenizer files of the Gemma 3 folder."
+            f"{path}: it has no token <bos>, so it is not Gemma's. Use the tokenizer of the Gemma 3 folder."
         )
     return bos_id
