@@ -52,6 +52,10 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         return np.asarray(1 + 0.1 * values, np.float32)
     if name.endswith(("alpha", "beta")):
         return np.asarray(0.2 * values, np.float32)
+    if name.endswith(".filter"):  # low-pass filters have gain 1; others make the periodic activations chaotic
+        return np.asarray((1 + 0.3 * values) / shape[-1], np.float32)
+    if name.endswith("mel_basis"):  # energies: sums of cancelling terms would be ill-conditioned under the logarithm
+        return np.asarray(np.abs(values) / shape[-1], np.float32)
     if len(shape) >= 2 and not name.endswith(("table", "registers")):
         fan_in = int(np.prod(shape[1:]))
         return np.asarray(values / np.sqrt(fan_in), np.float32)
