@@ -12,11 +12,11 @@ from mlx_ltx2.traits import Traits
 from mlx_ltx2.weights.header import Header, TensorInfo, read_header
 from mlx_ltx2.weights.index import read_json
 from mlx_ltx2.weights.quantize import is_quantizable
+from mlx_ltx2.weights.text_encoder import IGNORED, check_text_encoder
 from mlx_ltx2_convert.options import Options
 from mlx_ltx2_convert.shards import Tensor
 from mlx_ltx2_convert.tensors import FLOATING, RAW
 
-_VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 _INDEX = "model.safetensors.index.json"
 _SUFFIXES = (".json", ".model", ".jinja", ".txt")
 
@@ -37,47 +37,22 @@ def plan_text_encoder(folder: Path, traits: Traits, options: Options) -> TextEnc
 
     Raises: WeightsError if it is no Gemma 3, of another width than the checkpoint was trained with, or incomplete.
     """
-    config = read_json(folder / "config.json")
-    _check_config(folder, config, traits)
+    layers = int(traits.config["transformer"].get("text_encoder_num_layers", 48))
+    quantized = check_text_encoder(folder, traits.text_width, layers).quantized
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
-    if not headers:
-        raise WeightsError(f"{folder}: holds no safetensors weights. Give a complete Gemma 3 folder.")
-    named = {name for header in headers for name in header.tensors}
-    _check_complete(folder, named)
-    quantized = any(name.endswith(".scales") for name in named)
     tensors: list[Tensor] = []
     ignored: dict[str, str] = {}
     for header in headers:
         for name, info in header.tensors.items():
-            if name.startswith(_VISION):
-                ignored[name] = "images are never encoded by Gemma here"
+            if name.startswith(IGNORED):
+                ignored[name] = "parts of Gemma that a text encoder has no use for"
             else:
                 tensors.append(_tensor(name, info, header.path, options, quantized))
-    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.name not in ("config.json", _INDEX))
+    files = sorted(
+        p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.name not in ("config.json", _INDEX)
+    )
+    config = read_json(folder / "config.json")
     return TextEncoderSource(config, tuple(headers), tuple(tensors), tuple(files), ignored)
-
-
-def _check_config(folder: Path, config: Mapping[str, Any], traits: Traits) -> None:
-    if not str(config.get("model_type", "")).startswith("gemma3"):
-        raise WeightsError(
-            f"{folder}: holds a model of type {config.get('model_type')!r}; {traits.title} needs Gemma 3 (12B, instruction-tuned)."
-        )
-    width = config.get("text_config", config).get("hidden_size")
-    if width != traits.text_width:
-        raise WeightsError(
-            f"{folder}: this Gemma has width {width}, the checkpoint needs {traits.text_width}. Give the Gemma 3 12B folder."
-        )
-
-
-def _check_complete(folder: Path, named: set[str]) -> None:
-    if not (folder / _INDEX).is_file():
-        return
-    listed = set(read_json(folder / _INDEX).get("weight_map", ()))
-    missing = sorted(listed - named)
-    if missing:
-        raise WeightsError(
-            f"{folder}: {len(missing)} tensors of its index are in none of its files, {missing[0]} first. Download it again."
-        )
 
 
 def _tensor(name: str, info: TensorInfo, path: Path, options: Options, quantized: bool) -> Tensor:

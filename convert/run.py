@@ -95,7 +95,12 @@ def run(source: str | Path, output: Path, options: Options) -> Report:
     reused = sum(shard.file in work.files for shard in plan.shards)
     check_disk(output, _bytes_to_write(plan, work))
     _write_weights(plan, work, options.progress)
-    report = replace(report, sha256=work.sources[plan.source_names[report.source]], reused=reused, bytes_read=plan.input_bytes)
+    report = replace(
+        report,
+        sha256=work.sources[plan.source_names[report.source]],
+        reused=reused,
+        bytes_read=plan.input_bytes,
+    )
     _describe(plan, work, report)
     if options.verify:
         verify_files(work.path, options.progress)

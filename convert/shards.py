@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_ltx2.errors import RequestError, ResourceError
-from mlx_ltx2.weights.header import ITEM_BYTES, TensorInfo
+from mlx_ltx2.weights.header import ITEM_BYTES, TensorInfo, header_bytes
 from mlx_ltx2.weights.quantize import Quantization
 from mlx_ltx2_convert.tensors import quantized_parts
 
@@ -45,7 +44,9 @@ class Tensor:
         if self.quantization is None:
             return [(self.name, self.dtype, self.shape)]
         path = self.name.removesuffix("weight")
-        return [(path + s, d, shape) for s, d, shape in quantized_parts(self.shape, self.dtype, self.quantization)]
+        return [
+            (path + s, d, shape) for s, d, shape in quantized_parts(self.shape, self.dtype, self.quantization)
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -62,16 +63,8 @@ class Shard:
 
     @cached_property
     def header(self) -> bytes:
-        """The safetensors header, padded to 8 bytes, with its length in front."""
-        entries: dict[str, object] = {"__metadata__": {"format": "mlx"}}
-        place = 0
-        for name, dtype, shape in (part for tensor in self.tensors for part in tensor.parts):
-            end = place + math.prod(shape) * ITEM_BYTES[dtype]
-            entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
-            place = end
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        """The safetensors header with its length in front."""
+        return header_bytes((part for tensor in self.tensors for part in tensor.parts), {"format": "mlx"})
 
     @cached_property
     def nbytes(self) -> int:
@@ -141,7 +134,9 @@ class FileWriter:
             raise write_error(path, error) from None
 
     def write(self, data: bytes | np.ndarray) -> None:
-        view = memoryview(data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8))
+        view = memoryview(
+            data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        )
         self._hash.update(view)
         self.nbytes += len(view)
         try:

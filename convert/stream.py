@@ -95,7 +95,13 @@ def stream(header: Header, tensors: Iterable[Tensor], writer: ShardWriter, advan
 
 
 def _convert(
-    file, header: Header, info: TensorInfo, tensors: list[Tensor], writer: ShardWriter, sha: Hash, advance: Advance
+    file,
+    header: Header,
+    info: TensorInfo,
+    tensors: list[Tensor],
+    writer: ShardWriter,
+    sha: Hash,
+    advance: Advance,
 ) -> None:
     if not tensors:
         for _ in _read(file, header, info.nbytes, sha, advance):
@@ -114,7 +120,9 @@ def _convert(
         writer.done(tensor)
 
 
-def _read(file, header: Header, nbytes: int, sha: Hash, advance: Advance, grain: int = 1) -> Iterator[np.ndarray]:
+def _read(
+    file, header: Header, nbytes: int, sha: Hash, advance: Advance, grain: int = 1
+) -> Iterator[np.ndarray]:
     """The next `nbytes` in pieces of whole grains, each a new buffer, hashed on the way."""
     step = max(1, CHUNK_BYTES // max(1, grain)) * grain
     while nbytes:
@@ -123,7 +131,9 @@ def _read(file, header: Header, nbytes: int, sha: Hash, advance: Advance, grain:
         while view:
             count = file.readinto(view)
             if not count:
-                raise WeightsError(f"{header.path}: ended early; it changed while it was read. Run the command again.")
+                raise WeightsError(
+                    f"{header.path}: ended early; it changed while it was read. Run the command again."
+                )
             view = view[count:]
         sha.update(memoryview(data))
         yield data

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -101,6 +101,22 @@ def read_header(path: str | Path) -> Header:
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     _check_layout(path, tensors, data_begin, file_bytes)
     return Header(tensors, metadata, data_begin, file_bytes, path)
+
+
+def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """The start of a safetensors file: header with its length in front, padded to 8 bytes.
+
+    tensors: (name, dtype, shape) in the order in which their data follow, without gaps.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    place = 0
+    for name, dtype, shape in tensors:
+        end = place + math.prod(shape) * ITEM_BYTES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

@@ -16,7 +16,9 @@ TEXT_ENCODER_REPO = "google/gemma-3-12b-it-qat-q4_0-unquantized"
 """The text encoder of LTX-2 and LTX-2.3. Gated: its licence must be accepted once on its page."""
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_CHECKPOINT = re.compile(r"ltx-(?P<generation>\d+(?:\.\d+)*)-\d+b-(?P<variant>dev|distilled)(?P<tail>(?:-fp8|-\d+(?:\.\d+)+)*)")
+_CHECKPOINT = re.compile(
+    r"ltx-(?P<generation>\d+(?:\.\d+)*)-\d+b-(?P<variant>dev|distilled)(?P<tail>(?:-fp8|-\d+(?:\.\d+)+)*)"
+)
 _LORA = re.compile(r"ltx-(?P<generation>\d+(?:\.\d+)*)-\d+b-distilled-lora-\d+(?P<tail>(?:-\d+(?:\.\d+)+)?)")
 _UPSCALER = re.compile(
     r"ltx-(?P<generation>\d+(?:\.\d+)*)-(?P<variant>(?:spatial|temporal)-up(?:scaler|sampler)-x\d+(?:\.\d+)?)(?P<tail>-\d+(?:\.\d+)+)?"
@@ -82,7 +84,9 @@ def list_files(repo: str, revision: str | None = None) -> list[HubFile]:
     return [HubFile(s.rfilename, s.size or 0) for s in info.siblings or ()]
 
 
-def choose_files(files: Sequence[HubFile], repo: str, variant: str | None, *, fp8: bool = False) -> list[HubFile]:
+def choose_files(
+    files: Sequence[HubFile], repo: str, variant: str | None, *, fp8: bool = False
+) -> list[HubFile]:
     """What of an official repo is needed: one checkpoint, its upscalers, and for "dev" the distilled LoRA.
 
     Of several revisions the newest is taken. variant None stands for "distilled" if the repo has it.
@@ -91,7 +95,9 @@ def choose_files(files: Sequence[HubFile], repo: str, variant: str | None, *, fp
     known = [(parsed, file) for file in files if (parsed := FileName.parse(file.name))]
     checkpoints = [(p, f) for p, f in known if p.kind == "checkpoint"]
     if not checkpoints:
-        raise WeightsError(f"{repo}: holds no official LTX-2 checkpoint. Give Lightricks/LTX-2.3 or Lightricks/LTX-2.")
+        raise WeightsError(
+            f"{repo}: holds no official LTX-2 checkpoint. Give Lightricks/LTX-2.3 or Lightricks/LTX-2."
+        )
     there = {p.variant for p, _ in checkpoints}
     variant = variant or ("distilled" if "distilled" in there else "dev")
     fitting = [(p, f) for p, f in checkpoints if p.variant == variant]
@@ -121,7 +127,9 @@ def download_text_encoder(repo: str = TEXT_ENCODER_REPO, *, say: Say) -> Path:
     """Download a Gemma 3 folder: its weights, config and tokenizer."""
     files = [f for f in list_files(repo) if "/" not in f.name and _of_text_encoder(f.name)]
     if not any(f.name.endswith(".safetensors") for f in files):
-        raise WeightsError(f"{repo}: holds no safetensors weights. Give a Gemma 3 repo, for example {TEXT_ENCODER_REPO}.")
+        raise WeightsError(
+            f"{repo}: holds no safetensors weights. Give a Gemma 3 repo, for example {TEXT_ENCODER_REPO}."
+        )
     return download_files(repo, files, None, say=say)[0].parent
 
 
@@ -134,7 +142,9 @@ def download_converted(repo: str, revision: str | None = None, *, say: Say) -> P
     return next(p.parent for p in paths if p.name == INDEX)
 
 
-def download_files(repo: str, files: Sequence[HubFile], revision: str | None = None, *, say: Say) -> list[Path]:
+def download_files(
+    repo: str, files: Sequence[HubFile], revision: str | None = None, *, say: Say
+) -> list[Path]:
     """Show the sizes, check the disk, then download one by one."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -183,7 +193,9 @@ def _explained(repo: str) -> Iterator[None]:
             f"{repo}: the hub has no such repo, or it is private and you are not logged in. Check the name or run `hf auth login`."
         ) from None
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        raise WeightsError(f"{repo}: the hub does not have this file or revision ({_first_line(error)}).") from None
+        raise WeightsError(
+            f"{repo}: the hub does not have this file or revision ({_first_line(error)})."
+        ) from None
     except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, ConnectionError, TimeoutError) as error:
         raise _no_network(repo, error) from None
     except OSError as error:

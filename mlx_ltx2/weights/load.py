@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.models.registry import COMPONENTS
+from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.weights.header import Header, TensorInfo, read_header
 from mlx_ltx2.weights.index import SHARD_INDEX, TEXT_ENCODER, ModelFolder, read_json
 from mlx_ltx2.weights.quantize import Quantization, quantize_like
@@ -43,7 +44,7 @@ def load_component(
     if name == TEXT_ENCODER:
         from mlx_ltx2.weights.text_encoder import load_text_encoder
 
-        return load_text_encoder(folder.folder(name))
+        return load_text_encoder(folder.folder(name), folder.traits.text_width).model
     if name not in COMPONENTS:
         folder.folder(name)  # raises with the list of names
     config = folder.config(name)
@@ -59,6 +60,23 @@ def load_component(
     module.load_weights(_arrays(wanted, cast), strict=True)
     module.eval()
     return module
+
+
+def load_statistics(model: ModelFolder | str | Path) -> PerChannelStatistics:
+    """The video VAE's channel statistics by themselves, from its encoder or, without one, its decoder.
+
+    Raises: WeightsError if the model has neither, or the statistics are damaged.
+    """
+    folder = model if isinstance(model, ModelFolder) else ModelFolder.open(model)
+    where = folder.folder("video_encoder" if folder.has("video_encoder") else "video_decoder")
+    prefix = "per_channel_statistics."
+    wanted = {n: t for n, t in read_shards(where).items() if n.startswith(prefix)}
+    statistics = PerChannelStatistics(folder.traits.latent_channels)
+    expected = {prefix + name: shape for name, shape in parameter_shapes(statistics).items()}
+    check_tensors(expected, {n: i.shape for n, (_, i) in wanted.items()}, str(where))
+    arrays = [(name.removeprefix(prefix), array) for name, array in _arrays(wanted, None)]
+    statistics.load_weights(arrays, strict=True)
+    return statistics
 
 
 def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
