@@ -13,17 +13,17 @@ import numpy as np
 from mlx_ltx2 import memory
 from mlx_ltx2.diffusion.patchify import audio_to_tokens, video_to_tokens
 from mlx_ltx2.errors import RequestError
+from mlx_ltx2.library import open_model, open_text_encoder
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import check_writable
 from mlx_ltx2.pipelines import parts, presets, recipes
 from mlx_ltx2.pipelines.plan import Plan, describe
 from mlx_ltx2.pipelines.request import Request
-from mlx_ltx2.pipelines.run import Session, StepCallback, decoded_audio, decoded_frames, required_components, run
+from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
 from mlx_ltx2.stages.write import Clip, stream_clip
 from mlx_ltx2.states import DenoisedPair, Waveform
 from mlx_ltx2.weights.networks import Networks
-from mlx_ltx2.weights.open import open_model, open_text_encoder
 
 DEFAULT_MODEL = "Lightricks/LTX-2.3"
 OUTPUT_TYPES = ("frames", "latent")
@@ -135,18 +135,19 @@ class LTX2Pipeline:
         for note in plan.notes:
             session.progress.note(note)
         with memory.limits(memory_bytes=self.memory_limit):
-            latents = run(plan, self.networks, session)
+            running = Run(plan, self.networks, session)
+            latents = running.latents()
             clip = Clip(plan.shape.fps, plan, latents=latents.video, audio_latents=latents.audio)
             clip.metadata = record(plan)
             if output_type == "frames":
-                self._finish(clip, plan, latents, output, session)
+                self._finish(clip, running, latents, output)
         clip.peaks = dict(session.report.peaks)
         return clip
 
-    def _finish(self, clip: Clip, plan: Plan, latents: DenoisedPair, output: Output, session: Session) -> None:
-        clip.audio = decoded_audio(plan, latents, self.networks, session)
-        if plan.video_out:
-            _write_video(clip, decoded_frames(plan, latents, self.networks, session), output, session)
+    def _finish(self, clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> None:
+        clip.audio = running.audio(latents)
+        if running.plan.video_out:
+            _write_video(clip, running.frames(latents), output, running.session)
         elif output.path is not None:
             clip.save(output.path)
         if output.audio_path is not None and clip.audio is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import mlx.core as mx
 import numpy as np
@@ -12,13 +12,14 @@ from mlx_ltx2.diffusion.loop import OnStep
 from mlx_ltx2.diffusion.noise import NoiseKey, NoiseSource
 from mlx_ltx2.diffusion.state import StatePair, audio_state, result_audio, result_video, video_state
 from mlx_ltx2.memory import PeakReport, Resident, phase
-from mlx_ltx2.pipelines.plan import Plan, Sizes, StagePlan
+from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.progress import Progress, SilentProgress
 from mlx_ltx2.stages.decode_audio import decode_audio
 from mlx_ltx2.stages.decode_video import decode_video
 from mlx_ltx2.stages.denoise import Guided, denoise, started
-from mlx_ltx2.stages.encode_media import Media, encode_media
+from mlx_ltx2.stages.encode_media import Media, encode_audio, encode_video_inputs, read_recording
 from mlx_ltx2.stages.encode_text import encode_text
+from mlx_ltx2.stages.plan import Sizes, StagePlan
 from mlx_ltx2.stages.upsample import upsample
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
 from mlx_ltx2.weights.networks import Networks
@@ -58,44 +59,174 @@ def required_components(plan: Plan) -> tuple[str, ...]:
     return tuple(names)
 
 
-def run(plan: Plan, networks: Networks, session: Session) -> DenoisedPair:
-    """Execute the plan up to its final latents.
+class Run:
+    """A plan on its way: `latents()` does everything up to the last latents, `frames()` and `audio()` decode them."""
 
-    Returns: video latents (1, F, H, W, C) of the last stage and audio latents (1, T, mel, C) of the stage whose audio
-    ships, None where there are none.
-    """
-    positive, negative = _contexts(plan, networks, session)
-    media = encode_media(plan, networks, session.progress, session.report)
-    transformer = _Transformers(networks)
-    video = audio = shipped = None
-    for number, stage in enumerate(plan.stages):
-        if stage.upsample and video is not None:
-            video = upsample(
-                video,
-                lambda kind=stage.upsample: networks.load_upsampler(kind),
-                networks.load_statistics,
-                session.report,
-            )
-        settings = Guided(
-            positive, negative, *(s and s.guidance for s in (stage.video, stage.audio)), plan.max_batch_size
+    def __init__(self, plan: Plan, networks: Networks, session: Session):
+        self.plan = plan
+        self.networks = networks
+        self.session = session
+        self.traits = networks.traits
+        self.waveform: Waveform | None = None
+        if plan.audio_input:
+            self.waveform = read_recording(plan.audio_input, plan.shape.seconds)
+
+    def latents(self) -> DenoisedPair:
+        """Video latents (1, F, H, W, C) of the last stage and audio latents (1, T, mel, C) of the stage whose audio
+        ships; None where there are none."""
+        positive, negative = self._contexts()
+        media = self._encode()
+        transformers = _Transformers(self.networks)
+        video = audio = shipped = None
+        for number, stage in enumerate(self.plan.stages):
+            video = self._upsampled(video, stage)
+            guided = Guided(positive, negative, *stage.guidance, self.plan.max_batch_size)
+            video, audio = self._denoise(number, transformers(stage), guided, media, (video, audio))
+            if self.plan.audio_from == number:
+                shipped = audio
+        transformers.free()
+        return DenoisedPair(video, shipped)
+
+    def audio(self, latents: DenoisedPair) -> Waveform | None:
+        """The sound that ships: decoded latents, or the recording that was given."""
+        if self.plan.audio_from == "input":
+            return self.waveform
+        if latents.audio is None:
+            return None
+        load = self.networks.load
+        return decode_audio(
+            latents.audio,
+            lambda: load("audio_decoder"),
+            lambda: load("vocoder"),
+            self.session.progress,
+            self.session.report,
         )
-        video, audio = _denoise(number, stage, transformer(stage), settings, (video, audio), media, plan, networks, session)
-        if plan.audio_from == number:
-            shipped = audio
-    transformer.free()
-    return DenoisedPair(video, shipped)
 
+    def frames(self, latents: DenoisedPair) -> Iterator[np.ndarray]:
+        """uint8 (f, H, W, 3) stretches in order, decoded as they are asked for."""
+        if latents.video is None:
+            return iter(())
+        return decode_video(
+            latents.video,
+            lambda: self.networks.load("video_decoder"),
+            self.plan.tiling,
+            NoiseSource(self.plan.seed, len(self.plan.stages)),
+            self.traits.video_scale,
+            self.session.progress,
+            self.session.report,
+        )
 
-def _contexts(plan: Plan, networks: Networks, session: Session) -> tuple[TextContext, TextContext | None]:
-    prompts = [plan.prompt] if plan.negative_prompt is None else [plan.prompt, plan.negative_prompt]
-    contexts = session.contexts or encode_text(
-        prompts,
-        networks.load_text_encoder,
-        lambda: networks.load("text_projections"),
-        session.progress,
-        session.report,
-    )
-    return contexts[0], contexts[1] if len(prompts) > 1 else None
+    def _contexts(self) -> tuple[TextContext, TextContext | None]:
+        plan = self.plan
+        prompts = [plan.prompt] if plan.negative_prompt is None else [plan.prompt, plan.negative_prompt]
+        contexts = self.session.contexts or encode_text(
+            prompts,
+            self.networks.load_text_encoder,
+            lambda: self.networks.load("text_projections"),
+            self.session.progress,
+            self.session.report,
+        )
+        return contexts[0], contexts[1] if len(contexts) > 1 else None
+
+    def _encode(self) -> Media:
+        load, traits, session = self.networks.load, self.traits, self.session
+        media = encode_video_inputs(
+            self.plan.stages,
+            self.plan.video_input,
+            lambda: load("video_encoder"),
+            traits,
+            session.progress,
+            session.report,
+        )
+        if self.waveform is None:
+            return media
+        latents = Sizes.of(self.plan.shape, traits.video_scale, traits.audio_scale).audio_latents
+        audio = encode_audio(
+            self.waveform, latents, lambda: load("audio_encoder"), traits, session.progress, session.report
+        )
+        return replace(media, audio=audio)
+
+    def _upsampled(self, video: mx.array | None, stage: StagePlan) -> mx.array | None:
+        kind = stage.upsample
+        if kind is None or video is None:
+            return video
+        networks = self.networks
+        return upsample(
+            video, lambda: networks.load_upsampler(kind), networks.load_statistics, self.session.report
+        )
+
+    def _denoise(
+        self,
+        number: int,
+        transformer: Resident,
+        guided: Guided,
+        media: Media,
+        previous: tuple[mx.array | None, mx.array | None],
+    ) -> tuple[mx.array | None, mx.array | None]:
+        stage, session = self.plan.stages[number], self.session
+        noise = NoiseSource(self.plan.seed, number, session.noise.get(number, {}))
+        steps = len(stage.sigmas) - 1
+        with phase(f"denoise {stage.name}", session.report), session.progress.phase(stage.name, steps) as advance:
+            network = transformer()
+            states = self._started(number, media, previous, noise, network.dtype)
+            on_step = self._on_step(stage, advance)
+            states = denoise(network, states, guided, stage.sigmas, stage.sampler, noise, on_step)
+            del network
+            return self._results(states, stage)
+
+    def _started(
+        self,
+        number: int,
+        media: Media,
+        previous: tuple[mx.array | None, mx.array | None],
+        noise: NoiseSource,
+        dtype: mx.Dtype,
+    ) -> StatePair:
+        stage, traits = self.plan.stages[number], self.traits
+        sizes = Sizes.of(stage.shape, traits.video_scale, traits.audio_scale)
+        video = audio = None
+        if stage.video:
+            start = media.start_of(stage.video, "video", number, previous[0])
+            state = video_state(
+                sizes.latent,
+                traits.latent_channels,
+                stage.shape.fps,
+                latent=start,
+                dtype=dtype,
+                scale=traits.video_scale,
+            )
+            items = media.video_items(number, stage, traits)
+            video = started(
+                state, "video", noise, noise_scale=stage.video.noise_scale, items=items, frozen=stage.video.frozen
+            )
+        if stage.audio:
+            start = media.start_of(stage.audio, "audio", number, previous[1])
+            bins, channels = traits.audio_latent
+            state = audio_state(
+                sizes.audio_latents, latent=start, bins=bins, channels=channels, dtype=dtype, scale=traits.audio_scale
+            )
+            items = media.audio_items(stage)
+            audio = started(
+                state, "audio", noise, noise_scale=stage.audio.noise_scale, items=items, frozen=stage.audio.frozen
+            )
+        return StatePair(video, audio)
+
+    def _results(self, states: StatePair, stage: StagePlan) -> tuple[mx.array | None, mx.array | None]:
+        grid = stage.shape.latent(self.traits.video_scale)
+        video = None if states.video is None else result_video(states.video, grid)
+        audio = None if states.audio is None else result_audio(states.audio, *self.traits.audio_latent)
+        mx.eval([x for x in (video, audio) if x is not None])
+        return video, audio
+
+    def _on_step(self, stage: StagePlan, advance: Callable[[int], None]) -> OnStep:
+        callback = self.session.callback
+
+        def on_step(done: int, total: int, states: StatePair) -> None:
+            advance(1)
+            if callback is not None:
+                callback(stage.name, done, total)
+
+        return on_step
 
 
 class _Transformers:
@@ -103,121 +234,21 @@ class _Transformers:
 
     def __init__(self, networks: Networks):
         self._networks = networks
-        self._key: tuple[object, ...] | None = None
+        self._key: tuple[bool, bool, tuple[tuple[str, float], ...]] | None = None
         self._resident: Resident | None = None
 
     def __call__(self, stage: StagePlan) -> Resident:
-        key = (stage.video is not None, stage.audio is not None, stage.loras)
-        if key != self._key:
+        loras = tuple((use.path, use.strength) for use in stage.loras)
+        key = (stage.video is not None, stage.audio is not None, loras)
+        if key != self._key or self._resident is None:
             self.free()
-            loras = tuple((use.path, use.strength) for use in stage.loras)
-            self._resident = Resident(
-                lambda: self._networks.load_transformer(video=bool(key[0]), audio=bool(key[1]), loras=loras)
-            )
             self._key = key
-        assert self._resident is not None
+            self._resident = Resident(
+                lambda: self._networks.load_transformer(video=key[0], audio=key[1], loras=key[2])
+            )
         return self._resident
 
     def free(self) -> None:
         if self._resident is not None:
             self._resident.free()
         self._key = self._resident = None
-
-
-def _denoise(
-    number: int,
-    stage: StagePlan,
-    transformer: Resident,
-    settings: Guided,
-    previous: tuple[mx.array | None, mx.array | None],
-    media: Media,
-    plan: Plan,
-    networks: Networks,
-    session: Session,
-) -> tuple[mx.array | None, mx.array | None]:
-    traits = networks.traits
-    sizes = Sizes.of(stage.shape, traits.video_scale, traits.audio_scale)
-    noise = NoiseSource(plan.seed, number, session.noise.get(number, {}))
-    steps = len(stage.sigmas) - 1
-    with phase(f"denoise {stage.name}", session.report), session.progress.phase(stage.name, steps) as advance:
-        network = transformer()
-        states = _start(stage, number, sizes, previous, media, noise, network.dtype, networks)
-        states = denoise(
-            network, states, settings, stage.sigmas, stage.sampler, noise, _on_step(stage, advance, session)
-        )
-        del network
-        bins, channels = traits.audio_latent
-        video = None if states.video is None else result_video(states.video, sizes.latent)
-        audio = None if states.audio is None else result_audio(states.audio, bins, channels)
-        mx.eval([x for x in (video, audio) if x is not None])
-    return video, audio
-
-
-def _start(
-    stage: StagePlan,
-    number: int,
-    sizes: Sizes,
-    previous: tuple[mx.array | None, mx.array | None],
-    media: Media,
-    noise: NoiseSource,
-    dtype: mx.Dtype,
-    networks: Networks,
-) -> StatePair:
-    traits = networks.traits
-    video = audio = None
-    if stage.video:
-        start = media.starts(stage.video, "video", number, previous[0])
-        state = video_state(
-            sizes.latent, traits.latent_channels, stage.shape.fps, latent=start, dtype=dtype, scale=traits.video_scale
-        )
-        items = media.video_items(number, stage, traits)
-        video = started(
-            state, "video", noise, noise_scale=stage.video.noise_scale, items=items, frozen=stage.video.frozen
-        )
-    if stage.audio:
-        start = media.starts(stage.audio, "audio", number, previous[1])
-        bins, channels = traits.audio_latent
-        state = audio_state(
-            sizes.audio_latents, latent=start, bins=bins, channels=channels, dtype=dtype, scale=traits.audio_scale
-        )
-        items = media.audio_items(stage)
-        audio = started(
-            state, "audio", noise, noise_scale=stage.audio.noise_scale, items=items, frozen=stage.audio.frozen
-        )
-    return StatePair(video, audio)
-
-
-def _on_step(stage: StagePlan, advance: Callable[[int], None], session: Session) -> OnStep:
-    def on_step(done: int, total: int, states: StatePair) -> None:
-        advance(1)
-        if session.callback is not None:
-            session.callback(stage.name, done, total)
-
-    return on_step
-
-
-def decoded_audio(plan: Plan, latents: DenoisedPair, networks: Networks, session: Session) -> Waveform | None:
-    """The waveform that ships: decoded latents, or the recording that was given."""
-    if isinstance(plan.audio_from, int) and latents.audio is not None:
-        return decode_audio(
-            latents.audio,
-            lambda: networks.load("audio_decoder"),
-            lambda: networks.load("vocoder"),
-            session.progress,
-            session.report,
-        )
-    return None
-
-
-def decoded_frames(plan: Plan, latents: DenoisedPair, networks: Networks, session: Session) -> Iterator[np.ndarray]:
-    """uint8 (F, H, W, 3) chunks in order, decoded as they are asked for."""
-    assert latents.video is not None
-    return decode_video(
-        latents.video,
-        lambda: networks.load("video_decoder"),
-        plan.tiling,
-        NoiseSource(plan.seed, len(plan.stages)),
-        networks.traits.video_scale,
-        session.progress,
-        session.report,
-    )

@@ -1,0 +1,190 @@
+"""Images, videos and sounds -> conditioning latents, for every stage in one visit to each encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx2.diffusion.conditioning import (
+    Keyframe,
+    LatentAt,
+    LatentAtAudio,
+    ReferenceVideo,
+    TemporalRegion,
+    WithAttention,
+    attention_weights,
+)
+from mlx_ltx2.diffusion.state import ConditioningItem
+from mlx_ltx2.errors import MediaError
+from mlx_ltx2.media.audio import fit_length, read_audio, to_stereo
+from mlx_ltx2.media.images import normalize_pixels, prepare_image, resize_and_crop
+from mlx_ltx2.media.resample import resample
+from mlx_ltx2.media.video import read_frames
+from mlx_ltx2.memory import PeakReport, phase, resident
+from mlx_ltx2.models.audio_vae import AudioEncoder, log_mel
+from mlx_ltx2.models.video_vae import VideoEncoder
+from mlx_ltx2.progress import Progress
+from mlx_ltx2.shapes import VideoShape
+from mlx_ltx2.stages.plan import ImageUse, ReferenceUse, StagePlan, StreamPlan
+from mlx_ltx2.states import Waveform
+from mlx_ltx2.traits import Traits
+
+
+@dataclass(frozen=True)
+class Media:
+    """What was encoded, by stage number.
+
+    images, references: latents beside their uses, in the order of the stage's plan. video, audio: encoded input streams.
+    waveform: the given recording as it was read, native rate, for the muxer.
+    """
+
+    images: Mapping[int, Sequence[tuple[ImageUse, mx.array]]] = field(default_factory=dict)
+    references: Mapping[int, Sequence[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = field(default_factory=dict)
+    video: Mapping[int, mx.array] = field(default_factory=dict)
+    audio: mx.array | None = None
+    waveform: Waveform | None = None
+
+    def start_of(self, stream: StreamPlan, kind: str, number: int, previous: mx.array | None) -> mx.array | None:
+        """Initial latents of a stream, None for plain noise."""
+        if stream.start == "previous":
+            return previous
+        if stream.start == "input":
+            return self.video[number] if kind == "video" else self.audio
+        return None
+
+    def video_items(self, number: int, stage: StagePlan, traits: Traits) -> list[ConditioningItem]:
+        """Conditioning of the video stream in the official order: region, images, references."""
+        items: list[ConditioningItem] = []
+        if stage.video and stage.video.region:
+            items.append(TemporalRegion(*stage.video.region))
+        scale, fps = traits.video_scale, stage.shape.fps
+        for use, latent in self.images.get(number, ()):
+            if use.mode == "replace":
+                items.append(LatentAt(latent, (use.frame + scale.time - 1) // scale.time, use.strength))
+            else:
+                items.append(Keyframe(latent, use.frame, fps, use.strength, scale=scale))
+        for reference, latent, weights in self.references.get(number, ()):
+            item = ReferenceVideo(
+                latent, fps, reference.downscale, reference.temporal_scale, reference.strength, scale
+            )
+            masked = weights is not None or reference.attention_strength < 1
+            weight = reference.attention_strength * (1.0 if weights is None else weights)
+            items.append(WithAttention(item, weight) if masked else item)
+        return items
+
+    def audio_items(self, stage: StagePlan) -> list[ConditioningItem]:
+        """Conditioning of the audio stream."""
+        if stage.audio is None:
+            return []
+        if stage.audio.region:
+            return [TemporalRegion(*stage.audio.region)]
+        if stage.audio.start == "input" and not stage.audio.frozen and self.audio is not None:
+            return [LatentAtAudio(self.audio, 0, stage.audio.strength)]
+        return []
+
+
+def encode_video_inputs(
+    stages: Sequence[StagePlan],
+    source: Mapping[str, Any] | None,
+    load_encoder: Callable[[], VideoEncoder],
+    traits: Traits,
+    progress: Progress,
+    report: PeakReport,
+) -> Media:
+    """Latents of every image, reference and source clip that the stages name; no encoder is loaded if there are none."""
+    count = sum(len(s.images) + len(s.references) for s in stages) + sum(_wants_source(s) for s in stages)
+    if not count:
+        return Media()
+    images: dict[int, list[tuple[ImageUse, mx.array]]] = {}
+    references: dict[int, list[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = {}
+    clips: dict[int, mx.array] = {}
+    with (
+        phase("encode media", report),
+        progress.phase("encode media", count, "input") as advance,
+        resident(load_encoder) as encoder,
+    ):
+
+        def encoded(pixels: np.ndarray) -> mx.array:
+            latent = encoder(mx.array(pixels[None]))
+            mx.eval(latent)
+            advance(1)
+            return latent
+
+        for number, stage in enumerate(stages):
+            shape = stage.shape
+            images[number] = [
+                (use, encoded(prepare_image(use.path, shape.height, shape.width, use.crf))) for use in stage.images
+            ]
+            references[number] = [_reference(use, shape, traits, encoded) for use in stage.references]
+            if _wants_source(stage) and source is not None:
+                clips[number] = encoded(source_pixels(source, shape))
+        del encoder
+    return Media(images, references, clips)
+
+
+def _wants_source(stage: StagePlan) -> bool:
+    return stage.video is not None and stage.video.start == "input"
+
+
+def source_pixels(source: Mapping[str, Any], shape: VideoShape) -> np.ndarray:
+    """Frames of the source clip at a stage's size: (F, H, W, 3) float32 in [-1, 1]."""
+    frames = read_frames(source["path"], max_frames=shape.frames)
+    if len(frames) < shape.frames:
+        raise MediaError(f"{source['path']} has {len(frames)} frames and the plan needs {shape.frames}.")
+    return normalize_pixels(resize_and_crop(frames, shape.height, shape.width))
+
+
+def _reference(
+    use: ReferenceUse, shape: VideoShape, traits: Traits, encoded: Callable[[np.ndarray], mx.array]
+) -> tuple[ReferenceUse, mx.array, np.ndarray | None]:
+    step = traits.video_scale.time
+    frames = read_frames(use.path, max_frames=shape.frames)
+    if use.temporal_scale > 1:
+        frames = np.concatenate([frames[:1], frames[1 :: use.temporal_scale]])
+    frames = frames[: (len(frames) - 1) // step * step + 1]
+    height, width = shape.height // use.downscale, shape.width // use.downscale
+    latent = encoded(normalize_pixels(resize_and_crop(frames, height, width)))
+    if use.mask is None:
+        return use, latent, None
+    mask = resize_and_crop(read_frames(use.mask, max_frames=len(frames)), shape.height, shape.width)
+    if len(mask) != len(frames):
+        raise MediaError(f"mask {use.mask} has {len(mask)} frames, the reference has {len(frames)}; give equally many.")
+    return use, latent, attention_weights(mask.mean(axis=-1) / 255, *latent.shape[1:4])
+
+
+def read_recording(source: Mapping[str, Any], seconds: float) -> Waveform:
+    """The given recording, native rate and channels, from its start time for as long as asked or the clip lasts."""
+    longest = source.get("max_seconds") or seconds
+    return read_audio(source["path"], source.get("start", 0.0), longest)
+
+
+def encode_audio(
+    waveform: Waveform,
+    latents: int,
+    load_encoder: Callable[[], AudioEncoder],
+    traits: Traits,
+    progress: Progress,
+    report: PeakReport,
+) -> mx.array:
+    """A recording as audio latents of exactly the clip's length: (1, latents, mel, C).
+
+    Mono is doubled; a recording shorter than the clip is followed by silence, a longer one is cut.
+    """
+    scale = traits.audio_scale
+    samples = resample(to_stereo(waveform.samples), waveform.rate_hz, scale.rate_hz)
+    wanted = latents * scale.downsample * scale.hop_length
+    with (
+        phase("encode audio", report),
+        progress.phase("encode audio", 1) as advance,
+        resident(load_encoder) as encoder,
+    ):
+        mel = log_mel(mx.array(fit_length(samples, wanted)[None]), encoder.config)
+        latent = encoder(mel)[:, :latents]
+        mx.eval(latent)
+        advance(1)
+        del encoder
+    return latent
