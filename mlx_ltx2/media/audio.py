@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -69,7 +70,7 @@ def _decode(container: Any, start_seconds: float, max_seconds: float | None) -> 
     Everything before the window is decoded too: seeking is not exact in MP3, OGG and AAC.
     """
     stream = container.streams.audio[0]
-    rate_hz, channels = stream.rate, stream.channels
+    rate_hz, channels = stream.rate, max(1, stream.codec_context.layout.nb_channels)
     first = round(start_seconds * rate_hz)
     last = _stated_length(container, stream)
     if max_seconds is not None:
@@ -77,10 +78,10 @@ def _decode(container: Any, start_seconds: float, max_seconds: float | None) -> 
     blocks: list[np.ndarray] = []
     position = 0
     for index, frame in enumerate(container.decode(stream)):
-        block = _to_float(frame, channels)
+        block = _to_float(frame)
         if index == 0:
-            silence = _offset(container, stream, frame)
-            block = np.concatenate([np.zeros((silence, channels), np.float32), block])
+            silence = np.zeros((_offset(container, stream, frame), block.shape[1]), np.float32)
+            block = np.concatenate([silence, block])
         kept = block[max(0, first - position) : max(0, last - position)]
         if len(kept):
             blocks.append(kept)
@@ -88,7 +89,7 @@ def _decode(container: Any, start_seconds: float, max_seconds: float | None) -> 
         if position >= last:
             position = last
             break
-    empty = np.zeros((0, channels or 1), np.float32)
+    empty = np.zeros((0, channels), np.float32)
     return (np.concatenate(blocks) if blocks else empty), rate_hz, position
 
 
@@ -107,16 +108,14 @@ def _offset(container: Any, stream: Any, frame: Any) -> int:
     return max(0, round((frame.pts * frame.time_base - _start(container)) * stream.rate))
 
 
-def _start(container: Any) -> Any:
-    from fractions import Fraction
-
+def _start(container: Any) -> Fraction:
     return Fraction(container.start_time or 0, av.time_base)
 
 
-def _to_float(frame: Any, channels: int) -> np.ndarray:
+def _to_float(frame: Any) -> np.ndarray:
     name = frame.format.name.removesuffix("p")
     values = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if name == "u8":
         return ((values.astype(np.float32) - 128.0) / 128.0).astype(np.float32)
     if name in _FULL_SCALE:
@@ -147,6 +146,15 @@ def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([samples, np.zeros((length - len(samples), samples.shape[1]), samples.dtype)])
 
 
+def check_samples(waveform: Waveform) -> None:
+    """Raise MediaError unless the samples are finite numbers of shape (N, channels)."""
+    samples = waveform.samples
+    if samples.ndim != 2 or not np.issubdtype(samples.dtype, np.floating):
+        raise MediaError(f"sound is {samples.dtype} {samples.shape}; use float32 (N, channels).")
+    if not np.isfinite(samples).all():
+        raise MediaError("the sound holds samples that are no finite numbers (NaN or infinity); not written.")
+
+
 def write_wav(
     path: str | os.PathLike[str], waveform: Waveform, metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -154,6 +162,7 @@ def write_wav(
 
     Full scale is 32768, as for reading, so that 16-bit sound survives a round trip bit for bit.
     """
+    check_samples(waveform)
     scaled = np.clip(np.rint(waveform.samples.astype(np.float64) * 32768.0), -32768, 32767)
     data = scaled.astype("<i2").tobytes()
     channels = waveform.samples.shape[1]

@@ -56,12 +56,14 @@ def exif_bytes(metadata: Mapping[str, str] | None) -> bytes:
 
 
 def still_arguments(suffix: str, metadata: Mapping[str, str] | None) -> dict[str, object]:
-    """Arguments of PIL's `save` that put the metadata into a PNG or a JPEG.
+    """Arguments of PIL's `save` that put the metadata into a PNG or a JPEG; none for other suffixes.
 
     Raises RequestError when a JPEG cannot hold that much text.
     """
     comment = pack(metadata)
     if not comment:
+        return {}
+    if suffix not in STILL_SUFFIXES:
         return {}
     if suffix == ".png":
         info = PngImagePlugin.PngInfo()

@@ -107,13 +107,14 @@ def _frames(
         stream.thread_type = "AUTO"
         fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
         skipped = round(start * fps)
-        tolerance = 1 / (2 * fps) if fps else 0  # containers round time stamps to milliseconds
+        # A time stamp is rounded to its container's tick, a millisecond in Matroska.
+        tolerance = min(stream.time_base, 1 / (4 * fps)) if fps else stream.time_base
         given, origin = 0, None
         for index, frame in enumerate(container.decode(stream)):
             if by_time and frame.pts is not None:
                 at = frame.pts * frame.time_base
                 origin = at if origin is None else origin
-                early = at - origin < Fraction(start) - tolerance / 50
+                early = at - origin < Fraction(start) - tolerance
             else:
                 early = index < skipped
             if early:

@@ -16,12 +16,12 @@ import numpy as np
 
 from mlx_ltx2.errors import MediaError, RequestError, ShapeError
 from mlx_ltx2.media.animation import GifSink, StillSink, WebpSink
-from mlx_ltx2.media.audio import fit_length, to_stereo
+from mlx_ltx2.media.audio import check_samples, fit_length, to_stereo
 from mlx_ltx2.media.color import yuv420_from_rgb
-from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio, partial_path, writing
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio, partial_path, reading, replacing, writing
 from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
 from mlx_ltx2.media.images import save_image
-from mlx_ltx2.media.metadata import container_tags, pack, read_metadata
+from mlx_ltx2.media.metadata import container_tags, read_metadata, still_arguments
 from mlx_ltx2.states import Waveform
 
 __all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
@@ -82,7 +82,7 @@ class ClipWriter:
         self.frames_written = 0
         self.notes: list[str] = []
         check_writable(self.path)
-        pack(self.metadata)
+        still_arguments(self.path.suffix.lower(), self.metadata)
         self._partial = partial_path(self.path)
         self._size: tuple[int, int] | None = None
         self._sink: Sink | None = None
@@ -162,6 +162,7 @@ class ClipWriter:
         if not holds_audio(self.path):
             self.notes.append(f"{self.path.suffix} files hold no sound; the sound was left out.")
             return None
+        check_samples(audio)
         samples = to_stereo(audio.samples)
         wanted = samples_for_frames(self.frames_written, self.fps, audio.rate_hz)
         if len(samples) != wanted:
@@ -272,8 +273,6 @@ def remux_audio(
     output: .mp4 or .mov; may be `video_path` itself. The sound is not cut. Metadata is that of `video_path`.
     Raises MediaError if a stream is missing or the container cannot hold the sound's codec.
     """
-    from mlx_ltx2.media.files import reading, replacing
-
     with (
         replacing(output) as partial,
         reading(video_path, "video"),
