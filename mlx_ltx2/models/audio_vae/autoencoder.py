@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
 from mlx_ltx2.errors import ShapeError, WeightsError
 from mlx_ltx2.models.layers.norm import pixel_norm
@@ -231,7 +231,9 @@ class AudioEncoder(nn.Module):
         """
         expected = (self.config.mel_bins, self.config.in_channels)
         if mel.ndim != 4 or mel.shape[2:] != expected or not mel.shape[1]:
-            raise ShapeError(f"mel has shape {mel.shape}; the audio encoder takes (B, T, {expected[0]}, {expected[1]}).")
+            raise ShapeError(
+                f"mel has shape {mel.shape}; the audio encoder takes (B, T, {expected[0]}, {expected[1]})."
+            )
         x = self.conv_in(mel.astype(self.conv_in.conv.weight.dtype))
         for level in self.down:
             x = level(x)
