@@ -93,7 +93,8 @@ def read_header(path: str | Path) -> Header:
     if len(text) < length:
         _refuse(path, f"the header needs {8 + length} bytes and the file has {file_bytes}; it is truncated")
     entries = _parse(path, text)
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata  # mlx writes null where there is none
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         _refuse(path, "its metadata is not a table of texts")
     data_begin = 8 + length
