@@ -44,8 +44,8 @@ class Block:
 class VideoVAEConfig:
     """Shape of the video autoencoder.
 
-    `decoder_blocks` keep the stored order; the decoder is built from them in reverse. `spatial_padding_mode` is
-    one key with two fallbacks, zeros for the encoder and reflection for the decoder, hence two fields here.
+    `decoder_blocks` keep the stored order; the decoder is built from them in reverse. The one key
+    `spatial_padding_mode` has two fallbacks, zeros for the encoder and reflection for the decoder.
     """
 
     encoder_blocks: tuple[Block, ...]
