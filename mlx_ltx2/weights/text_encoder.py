@@ -110,8 +110,8 @@ def load_text_encoder(
 
     expected_width, expected_layers: of the checkpoint the prompt is for (3840 and 48 in the released ones).
     float16 tensors become bfloat16: Gemma 3's residual stream leaves float16's range.
-    Raises: WeightsError if a file is missing or damaged, if a tensor is missing, unexpected or of a wrong shape,
-    if the size is not the expected one, or if the tokenizer is missing or of another model.
+    Raises: WeightsError if a file is missing or damaged, a tensor is missing, unexpected or misshapen, if
+    the size is not the expected one, or if the tokenizer is missing or of another model.
     """
     found, model, tokenizer = _check(folder, expected_width, expected_layers)
     loaded: dict[Path, dict[str, mx.array]] = {}

@@ -1,8 +1,8 @@
 """Gemma 3 as a text encoder: the embedding and the output of every layer, on the real tokens only.
 
-The modules are mlx-lm's, so its converted and quantized folders fit. The forward pass is this file's own, because
-mlx-lm returns the last state only and rounds where Hugging Face does not: it scales embeddings by the bfloat16
-square root of the width whatever the dtype, and in bfloat16 it rounds 1 + norm weight and evaluates the GELU.
+The modules are mlx-lm's, so its converted and quantized folders fit. The forward pass is this file's own:
+mlx-lm returns the last state only and rounds where Hugging Face does not. It scales embeddings by a bfloat16
+root of the width whatever the dtype, and in bfloat16 it rounds 1 + norm weight and evaluates the GELU.
 The official pipeline pads to 1024 tokens on the left. Pads are masked and rotary positions count only as
 differences, so the real tokens' states are the same without them.
 References: transformers.models.gemma3; ltx_core.text_encoders.gemma.
@@ -51,7 +51,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 
 
 def gemma_args(config: Mapping[str, Any]) -> ModelArgs:
-    """mlx-lm's arguments from a Hugging Face config.json, of the wrapper with vision or of the text model alone.
+    """mlx-lm's arguments from a Hugging Face config.json, with vision parts or of the text model alone.
 
     Raises: WeightsError if it describes no Gemma 3 text model, or one that this forward pass does not cover.
     """
@@ -127,9 +127,9 @@ def hidden_states(
 ) -> mx.array:
     """States of all layers.
 
-    ids: (1, T) integers, real tokens, BOS first. on_layer: called with (index, state (1, T, D)) as each state
-    is built, from 0 for the embedding to the number of layers; a caller may evaluate there to bound the graph.
-    Returns: (1, T, D, layers + 1) in the weights' dtype. State 0 is the scaled embedding, the last one has
+    ids: (1, T) integers, real tokens, BOS first. on_layer: called with (index, state (1, T, D)) as a state is
+    built, from 0 for the embedding to the number of layers; a caller may evaluate there to bound the graph.
+    Returns: (1, T, D, layers + 1) in the weights' dtype. State 0 is the scaled embedding, the last has
     passed the final norm (Hugging Face's `output_hidden_states`).
     """
     gemma, args = model.model, model.args

@@ -30,7 +30,7 @@ _PER_STREAM = {
     "caption_proj_input_norm": False,
     "caption_projection_second_linear": False,
 }
-"""All four keys with these values: one projection per stream (LTX-2.3); none of them: a shared one (LTX-2)."""
+"""All four keys with these values: one projection per stream (LTX-2.3); none of them: a shared one."""
 
 _FIXED = {"use_embeddings_connector": True, "connector_norm_output": True, "connector_ff_bias": True}
 
@@ -67,9 +67,9 @@ class TextProjectionsConfig:
     def from_dict(cls, section: Mapping[str, Any]) -> TextProjectionsConfig:
         """From the checkpoint's `transformer` section.
 
-        `text_encoder_num_layers` is this package's own key for small test models; official files do not have it
-        and mean Gemma 3 12B, 48. The connectors' theta is 10000 whatever `positional_embedding_theta` says, and
-        `connector_positional_embedding_max_pos` falls back to [1], as in the reference.
+        `text_encoder_num_layers` is this package's own key for small test models; official files, which lack
+        it, mean Gemma 3 12B with 48. The connectors' theta is 10000 whatever `positional_embedding_theta` is,
+        and `connector_positional_embedding_max_pos` falls back to [1], as in the reference.
         Raises: WeightsError if the section describes a feature extractor or a connector that is not known.
         """
         for key, value in _FIXED.items():
@@ -147,7 +147,7 @@ def _connector(section: Mapping[str, Any], heads: int, head_dim: int, layers: in
 
 
 class SharedProjection(nn.Module):
-    """LTX-2: each layer's states normalised by mean and range over the prompt; one projection without bias."""
+    """LTX-2: each layer's states normalised by mean and range over the prompt; one biasless projection."""
 
     def __init__(self, config: TextProjectionsConfig):
         super().__init__()
@@ -255,7 +255,7 @@ class TextProjections(nn.Module):
         """hidden: (1, T, D, L) states of the real tokens -> contexts (1, length, dim) of both streams.
 
         length: slots of the context, a multiple of the number of registers and at least T; 1024 officially.
-        Raises: RequestError if the prompt does not fit, WeightsError if the states are of another text encoder.
+        Raises: RequestError if the prompt does not fit, WeightsError if the states are another encoder's.
         """
         config = self.config
         if hidden.shape[0] != 1 or hidden.shape[2:] != (config.width, config.num_states):

@@ -1,6 +1,6 @@
 """Prompt -> token ids, by the rules of the official text encoder.
 
-Whitespace around the prompt goes, BOS stands in front exactly once, nothing stands behind, 1024 tokens are kept.
+Whitespace around the prompt goes, BOS stands in front exactly once, nothing stands behind, 1024 tokens stay.
 There is no chat template for encoding; `chat` has Gemma's for prompt enhancement.
 Reference: ltx_core.text_encoders.gemma.tokenizer (1.2.0).
 """
@@ -41,8 +41,8 @@ class PromptTokenizer:
         if (folder / "tokenizer.model").is_file():
             return _from_sentencepiece(folder)
         raise WeightsError(
-            f"{folder}: neither tokenizer.json nor tokenizer.model is there. Download the Gemma 3 folder again "
-            "with its tokenizer files."
+            f"{folder}: neither tokenizer.json nor tokenizer.model is there. Download the Gemma 3 folder "
+            "again with its tokenizer files."
         )
 
     def __call__(self, prompt: str, limit: int = MAX_TOKENS) -> PromptTokens:
@@ -73,13 +73,13 @@ class PromptTokenizer:
         """Raise WeightsError unless this is the tokenizer of an embedding of `rows` rows."""
         if self.ids_end > rows:
             raise WeightsError(
-                f"{where}: the tokenizer has ids up to {self.ids_end - 1} and the embedding {rows} rows; they "
-                "belong to different models. Download the folder again."
+                f"{where}: the tokenizer has ids up to {self.ids_end - 1} and the embedding {rows} rows; "
+                "they belong to different models. Download the folder again."
             )
         if rows - self.ids_end > max(_SPARE_ROWS, rows // 100):
             raise WeightsError(
-                f"{where}: the tokenizer has {self.ids_end} ids and the embedding {rows} rows; the tokenizer is "
-                "of another model. Use the tokenizer files of the Gemma 3 folder."
+                f"{where}: the tokenizer has {self.ids_end} ids and the embedding {rows} rows; the "
+                "tokenizer is of another model. Use the tokenizer files of the Gemma 3 folder."
             )
 
 
