@@ -1,7 +1,7 @@
-"""Change of sampling rate by a windowed sinc, with the arithmetic of `torchaudio.functional.resample`'s defaults.
+"""Change of sampling rate by a windowed sinc: the arithmetic of `torchaudio.functional.resample`'s defaults.
 
-Only the taps inside the window are ever computed, so memory depends on neither the rates' common divisor nor, beyond
-one padded copy, the length of the sound.
+Only the taps inside the window are ever computed, so memory depends on neither the rates' common divisor nor,
+beyond one padded copy, the length of the sound.
 """
 
 from __future__ import annotations

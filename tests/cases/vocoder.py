@@ -1,4 +1,4 @@
-"""Cases of the vocoders: HiFi-GAN (LTX-2), BigVGAN v2 with bandwidth extension (LTX-2.3) and the single generators."""
+"""Cases of the vocoders: HiFi-GAN (LTX-2), BigVGAN v2 with bandwidth extension (LTX-2.3), generators alone."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def generator(config: dict, *, activated: bool = True) -> nn.Module:
 
 
 def mel_input(rng: np.random.Generator, *, batch: int, frames: int, amp: bool) -> Arrays:
-    """AMP networks with random weights amplify, so they get smaller values: most of the sound must stay unclipped."""
+    """AMP networks with random weights amplify: small values keep most of the sound from being clipped."""
     mel = rng.standard_normal((batch, frames, 64, 2), dtype=np.float32)
     return {"mel": 0.3 * mel if amp else 1.5 * mel - 4}
 

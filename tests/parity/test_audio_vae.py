@@ -108,12 +108,12 @@ def test_against_diffusers(case, table):
 
     if case.network == "audio encoder":
         mean = model.encode(first(inputs["mel"])).latent_dist.mode()
-        b, c, t, f = mean.shape
+        _, c, _, f = mean.shape
         latent = (flat(mean) - model.latents_mean) / model.latents_std
         want = {"latent": last(latent.unflatten(2, (c, f)).transpose(1, 2))}
     else:
         latent = first(inputs["latent"])
-        b, c, t, f = latent.shape
+        _, c, _, f = latent.shape
         latent = (flat(latent) * model.latents_std + model.latents_mean).unflatten(2, (c, f)).transpose(1, 2)
         want = {"mel": last(model.decode(latent).sample)}
     table(case.network, case.generation, "diffusers 0.42.1", worst_error(run_mlx(case), want), case.bound)
@@ -121,7 +121,7 @@ def test_against_diffusers(case, table):
 
 @pytest.mark.parametrize("network", ["audio encoder", "audio decoder"])
 def test_bfloat16_weights(network, table):
-    """All cases of the network together: a single tiny one scatters around the bound, in torch's bfloat16 as well."""
+    """All cases of a network together: a single tiny one scatters around the bound, in torch as here."""
     got, want = [], []
     for case in (c for c in VAE_CASES if c.network == network):
         module, weights = built(case)

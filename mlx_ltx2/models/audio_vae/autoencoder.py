@@ -1,7 +1,7 @@
 """The audio VAE of LTX-2 and LTX-2.3 (reference: `ltx_core.model.audio_vae`).
 
-Arrays are (B, T, mel, C). Time is causal: every convolution looks back only. Two halvings of both axes turn T mel
-frames into ceil(ceil(T / 2) / 2) latents; the way back gives 4 T' - 3 frames.
+Arrays are (B, T, mel, C). Time is causal: every convolution looks back only. Two halvings of both axes turn T
+mel frames into ceil(ceil(T / 2) / 2) latents; the way back gives 4 T' - 3 frames.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ATTENTION_FALLBACK = (8, 16, 32)
 class AudioVAEConfig:
     """The `audio_vae` section of a checkpoint's config.
 
-    base_channels, multipliers, num_res_blocks: width and depth of the levels. latent_channels: channels of a latent.
+    base_channels, multipliers, num_res_blocks: width and depth of the levels. latent_channels: of a latent.
     mel_bins, in_channels, out_channels: shape of a mel frame. rate_hz, hop_length, n_fft: the mel front end.
     """
 
@@ -48,7 +48,7 @@ class AudioVAEConfig:
     def from_dict(cls, section: Mapping[str, Any]) -> AudioVAEConfig:
         """Read the checkpoint's own JSON; absent keys take the reference's fallbacks.
 
-        Raises: WeightsError for attention, another norm, another causality axis or a missing number of mel bins.
+        Raises: WeightsError for attention, another norm, another causality axis or no number of mel bins.
         """
         params = section.get("model", {}).get("params", {})
         network = params.get("ddconfig", {})
@@ -63,8 +63,8 @@ class AudioVAEConfig:
         )
         if not mel_bins:
             raise WeightsError(
-                "audio_vae config has no mel_bins, n_mel_channels or variables.mel_bins; use a checkpoint whose "
-                "config says how many mel bins it was trained on."
+                "audio_vae config has no mel_bins, n_mel_channels or variables.mel_bins; use a checkpoint "
+                "whose config says how many mel bins it was trained on."
             )
         return cls(
             base_channels=network.get("ch", 128),
@@ -92,20 +92,20 @@ def _refuse_other_kinds(network: Mapping[str, Any], stft: Mapping[str, Any], lev
     for key, (given, allowed) in supported.items():
         if given != allowed:
             raise WeightsError(
-                f"audio_vae config {key} is {given!r} (given or by the format's fallback); only {allowed!r} is "
-                "supported. Use an LTX-2 or LTX-2.3 checkpoint."
+                f"audio_vae config {key} is {given!r} (given or by the format's fallback); only {allowed!r} "
+                "is supported. Use an LTX-2 or LTX-2.3 checkpoint."
             )
     resolutions = {network.get("resolution", 256) // 2**level for level in range(levels)}
     attended = resolutions & set(network.get("attn_resolutions", _ATTENTION_FALLBACK))
     if attended:
         raise WeightsError(
-            f"audio_vae config attn_resolutions asks for attention at {sorted(attended)}; levels with attention are "
-            "not supported. Use an LTX-2 or LTX-2.3 checkpoint."
+            f"audio_vae config attn_resolutions asks for attention at {sorted(attended)}; levels with "
+            "attention are not supported. Use an LTX-2 or LTX-2.3 checkpoint."
         )
 
 
 class PerChannelStatistics(nn.Module):
-    """Mean and deviation of each of the mel * C latent features, stored channel-major (index c * mel + row)."""
+    """Mean and deviation of the mel * C latent features, stored channel-major (index c * mel + row)."""
 
     def __init__(self, features: int):
         super().__init__()
@@ -264,13 +264,13 @@ class AudioDecoder(nn.Module):
         """Decode.
 
         latent: (B, T, latent_mel, latent_channels), normalised.
-        Returns log-mel (B, 4 T - 3, mel_bins, out_channels) in the weights' dtype; bins beyond those that the network
-        makes are 0.
+        Returns log-mel (B, 4 T - 3, mel_bins, out_channels) in the weights' dtype; bins beyond those that the
+        network makes are 0.
         """
         expected = (self.config.latent_mel, self.config.latent_channels)
         if latent.ndim != 4 or latent.shape[2:] != expected or not latent.shape[1]:
             raise ShapeError(
-                f"audio latent has shape {latent.shape}; the audio decoder takes (B, T, {expected[0]}, {expected[1]})."
+                f"latent has shape {latent.shape}; the audio decoder takes (B, T, {expected[0]}, {expected[1]})."
             )
         x = latent.astype(self.conv_in.conv.weight.dtype)
         x = self.mid(self.conv_in(self.per_channel_statistics.denormalize(x)))

@@ -20,9 +20,9 @@ def log_mel(samples: mx.array, config: AudioVAEConfig) -> mx.array:
     """Natural logarithm of Slaney mel magnitudes.
 
     samples: (B, N, channels) float32 at config.rate_hz, N > n_fft / 2.
-    Returns (B, N // hop_length + 1, mel_bins, channels) float32. Frames are centred: frame i looks n_fft / 2 samples
-    to either side of sample i * hop_length, with the signal mirrored at its ends; window periodic Hann, magnitude
-    (power 1), floor 1e-5.
+    Returns (B, N // hop_length + 1, mel_bins, channels) float32. Frames are centred: frame i looks n_fft / 2
+    samples to either side of sample i * hop_length, with the signal mirrored at its ends; window periodic
+    Hann, magnitude (power 1), floor 1e-5.
 
     Raises: ShapeError if there are too few samples to mirror.
     """
@@ -50,7 +50,7 @@ def _hann(size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def mel_bank(rate_hz: int, n_fft: int, bins: int) -> np.ndarray:
-    """Triangular filters (n_fft / 2 + 1, bins) from 0 Hz to rate_hz / 2: Slaney's scale, each of area 1 over Hz.
+    """Triangular filters (n_fft / 2 + 1, bins) from 0 Hz to rate_hz / 2: Slaney's scale, each of area 1.
 
     Source: Slaney, Auditory Toolbox (1998): linear below 1 kHz, then 27 steps per factor of 6.4.
     """

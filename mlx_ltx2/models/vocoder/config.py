@@ -20,8 +20,8 @@ class GeneratorConfig:
 
     upsample_rates, upsample_kernel_sizes: one transposed convolution each. resblock_kernel_sizes,
     resblock_dilation_sizes: parallel residual blocks after each of them. resblock: "1" (HiFi-GAN) or "AMP1"
-    (BigVGAN v2). activation: "snake" or "snakebeta", read with AMP1 only. apply_final_activation: tanh, or clamp to
-    [-1, 1] where use_tanh_at_final is false.
+    (BigVGAN v2). activation: "snake" or "snakebeta", read with AMP1 only. apply_final_activation: tanh, or
+    clamp to [-1, 1] where use_tanh_at_final is false.
     """
 
     upsample_rates: tuple[int, ...] = (6, 5, 2, 2, 2)
@@ -42,7 +42,7 @@ class GeneratorConfig:
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any], *, apply_final_activation: bool = True) -> GeneratorConfig:
-        """Raises: WeightsError for lists that do not fit each other, an unknown block or an unknown activation."""
+        """Raises: WeightsError for lists that do not fit each other, an unknown block or activation."""
         config = cls(
             upsample_rates=tuple(section.get("upsample_rates", cls.upsample_rates)),
             upsample_kernel_sizes=tuple(section.get("upsample_kernel_sizes", cls.upsample_kernel_sizes)),
@@ -72,8 +72,8 @@ class GeneratorConfig:
             k < r for k, r in zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True)
         ):
             raise WeightsError(
-                f"vocoder config upsample_kernel_sizes {self.upsample_kernel_sizes} do not fit upsample_rates "
-                f"{self.upsample_rates}; each rate needs one kernel that is at least as long."
+                f"vocoder config upsample_kernel_sizes {self.upsample_kernel_sizes} do not fit "
+                f"upsample_rates {self.upsample_rates}; each rate needs one kernel that is at least as long."
             )
         if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
             raise WeightsError(
@@ -82,13 +82,13 @@ class GeneratorConfig:
             )
         if any(k % 2 == 0 for k in self.resblock_kernel_sizes):
             raise WeightsError(
-                f"vocoder config resblock_kernel_sizes {self.resblock_kernel_sizes} must be odd, so that a block keeps "
-                "its length."
+                f"vocoder config resblock_kernel_sizes {self.resblock_kernel_sizes} must be odd, so that a block "
+                "keeps its length."
             )
         if self.upsample_initial_channel % 2**stages:
             raise WeightsError(
-                f"vocoder config upsample_initial_channel {self.upsample_initial_channel} cannot be halved {stages} "
-                f"times; it must be a multiple of {2**stages}."
+                f"vocoder config upsample_initial_channel {self.upsample_initial_channel} cannot be halved "
+                f"{stages} times; it must be a multiple of {2**stages}."
             )
 
 
@@ -126,8 +126,8 @@ class BandwidthExtensionConfig:
         )
         if config.output_rate_hz % config.input_rate_hz:
             raise WeightsError(
-                f"vocoder config bwe goes from {config.input_rate_hz} to {config.output_rate_hz} Hz; the output rate "
-                "must be a multiple of the input rate."
+                f"vocoder config bwe goes from {config.input_rate_hz} to {config.output_rate_hz} Hz; the output "
+                "rate must be a multiple of the input rate."
             )
         if config.generator.ratio != config.hop_length * config.ratio:
             raise WeightsError(
@@ -139,7 +139,7 @@ class BandwidthExtensionConfig:
 
 @dataclass(frozen=True)
 class VocoderConfig:
-    """generator: the (core) vocoder. rate_hz: rate of the final waveform. bandwidth_extension: None in LTX-2."""
+    """generator: the (core) vocoder. rate_hz: of the final waveform. bandwidth_extension: None in LTX-2."""
 
     generator: GeneratorConfig
     rate_hz: int = 24000
@@ -149,7 +149,7 @@ class VocoderConfig:
     def from_dict(cls, section: Mapping[str, Any]) -> VocoderConfig:
         """Read the checkpoint's own JSON; the key `bwe` tells the two generations apart.
 
-        Raises: WeightsError for a key that the format fixes and that is absent or differs, and as the parts do.
+        Raises: WeightsError for a key that the format fixes and that is absent or differs, or as parts do.
         """
         if "bwe" not in section:
             _require(section, "resblock", "1", "vocoder config")

@@ -1,7 +1,7 @@
 """Vocoders of LTX-2 (HiFi-GAN, 24 kHz) and LTX-2.3 (BigVGAN v2 at 16 kHz, extended to 48 kHz).
 
-Reference: `ltx_core.model.audio_vae.vocoder`. Everything is computed in float32 whatever the weights' dtype: bfloat16
-errors add up over a hundred convolutions and are audible in the spectrum. Signals are (B, N, C).
+Reference: `ltx_core.model.audio_vae.vocoder`. Everything is computed in float32 whatever the weights' dtype:
+bfloat16 errors add up over a hundred convolutions and are audible in the spectrum. Signals are (B, N, C).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _conv(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv1d:
 
 
 class ResBlock(nn.Module):
-    """HiFi-GAN's block: (leaky ReLU, dilated convolution, leaky ReLU, convolution) added to its input, thrice."""
+    """HiFi-GAN's block: thrice (leaky ReLU, dilated convolution, leaky ReLU, convolution) added to its input."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]):
         super().__init__()
@@ -122,7 +122,10 @@ class Vocoder(nn.Module):
         return self._rate_hz
 
     def __call__(self, mel: mx.array) -> mx.array:
-        """mel: (B, T, 64, 2) natural-log magnitudes. Returns float32 (B, T * ratio, 2), in [-1, 1] if activated."""
+        """mel: (B, T, 64, 2) natural-log magnitudes.
+
+        Returns float32 (B, T * ratio, 2), in [-1, 1] where the final activation is applied.
+        """
         if mel.ndim != 4 or mel.shape[2:] != (MEL_BINS, CHANNELS) or not mel.shape[1]:
             raise ShapeError(f"mel has shape {mel.shape}; the vocoder takes (B, T, {MEL_BINS}, {CHANNELS}).")
         b, t = mel.shape[:2]
@@ -191,7 +194,10 @@ class VocoderWithBWE(nn.Module):
         return self.config.output_rate_hz
 
     def __call__(self, mel: mx.array) -> mx.array:
-        """mel: (B, T, 64, 2) natural-log magnitudes. Returns float32 (B, T * core ratio * rate ratio, 2) in [-1, 1]."""
+        """mel: (B, T, 64, 2) natural-log magnitudes.
+
+        Returns float32 (B, T * core ratio * rate ratio, 2) in [-1, 1].
+        """
         x = self.vocoder(mel)
         b, n, channels = x.shape
         x = mx.pad(x, [(0, 0), (0, -n % self.config.hop_length), (0, 0)])
@@ -208,7 +214,7 @@ class VocoderWithBWE(nn.Module):
 
 
 def sinc_phases(ratio: int) -> np.ndarray:
-    """(ratio, 15, 1) float32 taps that put `ratio` samples where there was one: sinc under a Hann window of width 6.
+    """(ratio, 15, 1) float32 taps that put `ratio` samples where there was one: sinc under a Hann window.
 
     The filter is not stored in checkpoints; it is that of `torchaudio.functional.resample`'s defaults.
     """
