@@ -1,4 +1,4 @@
-"""Cases of the diffusion transformer: small geometries of both generations, and scenes that use every input it has."""
+"""Cases of the diffusion transformer: small geometries of both generations, scenes with every input."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ FIXED: dict[str, Any] = {
 
 GENERATION_KEYS: dict[str, dict[str, Any]] = {
     "19B": {},
-    "22B": {"apply_gated_attention": True, "cross_attention_adaln": True, "caption_proj_before_connector": True},
+    "22B": {
+        "apply_gated_attention": True,
+        "cross_attention_adaln": True,
+        "caption_proj_before_connector": True,
+    },
 }
 
 REAL: dict[str, Any] = {
@@ -65,7 +69,13 @@ REAL: dict[str, Any] = {
 
 
 def section(
-    generation: str, *, layers: int = 2, heads: int = 2, head_dim: int = 16, audio_head_dim: int = 8, **changes: Any
+    generation: str,
+    *,
+    layers: int = 2,
+    heads: int = 2,
+    head_dim: int = 16,
+    audio_head_dim: int = 8,
+    **changes: Any,
 ) -> dict[str, Any]:
     """A small `transformer` section of a checkpoint."""
     return {
@@ -89,8 +99,11 @@ def section(
 
 @dataclass(frozen=True)
 class Scene:
-    """What a case feeds. levels: all tokens at sigma, the first frame and the last third kept, or every token at its
-    own level. sigmas: of video and audio; None draws them. skips: perturbations per sample."""
+    """What a case feeds.
+
+    levels: all tokens at sigma, the first frame and the last third kept, or every token at its own level.
+    sigmas: of video and audio; None draws them. skips: perturbations per sample.
+    """
 
     batch: int = 1
     grid: tuple[int, int, int] = (3, 2, 4)
@@ -205,7 +218,9 @@ def build(config: dict[str, Any]) -> Transformer:
     return Transformer(TransformerConfig.from_dict(config["transformer"], **streams))
 
 
-def case(generation: str, name: str, scene: Scene, *, seed: int = 0, record: bool = False, **config: Any) -> Case:
+def case(
+    generation: str, name: str, scene: Scene, *, seed: int = 0, record: bool = False, **config: Any
+) -> Case:
     """config: keys of `section`, or video, audio, cross_modulation of `TransformerConfig.from_dict`."""
     build_keys = {k: config.pop(k) for k in ("video", "audio", "cross_modulation") if k in config}
     full = {"transformer": section(generation, **config), **build_keys}
@@ -238,7 +253,12 @@ PERTURBATIONS: dict[str, tuple[Perturbation, ...]] = {
     "stg, all blocks": (Perturbation(skip_audio_self="all"),),
     "isolated": (ISOLATED,),
     "a2v off in one block": (Perturbation(skip_audio_to_video=frozenset({0})),),
-    "four passes in one batch": (Perturbation(), STG, ISOLATED, Perturbation(skip_video_to_audio=frozenset({1}))),
+    "four passes in one batch": (
+        Perturbation(),
+        STG,
+        ISOLATED,
+        Perturbation(skip_video_to_audio=frozenset({1})),
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """Writes tests/recorded/transformer_120.safetensors: outputs of the official 1.2.0 transformer for CASES_120.
 
-1.2.0 is not on a package index, so it is not a test dependency; its rule for the audio-video modulation is pinned by
-these outputs instead. Run once, from the repository root, with torch, einops and a checkout of the official sources:
+1.2.0 is not on a package index, so it is no test dependency; these outputs pin its rule for the audio-video
+modulation instead. Run once, from the repository root, with torch, einops and a checkout of the official code:
 
     python -m tests.parity.make_transformer_120 <checkout>/packages/ltx-core/src
 
@@ -28,7 +28,11 @@ def main(source: str) -> None:
         raise SystemExit(f"{source} is not ltx-core 1.2.0")
     outputs = {f"{case.name}/{name}": x for case in CASES_120 for name, x in run_official(case).items()}
     OUTPUT.parent.mkdir(exist_ok=True)
-    save_file(outputs, str(OUTPUT), metadata={"source": "ltx-core 1.2.0", "made_by": "tests.parity.make_transformer_120"})
+    save_file(
+        outputs,
+        str(OUTPUT),
+        metadata={"source": "ltx-core 1.2.0", "made_by": "tests.parity.make_transformer_120"},
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Runs a case in the transformer of whichever ltx-core is importable: 1.0.0 in the parity suite, 1.2.0 for the record."""
+"""Runs a case in the transformer of whichever ltx-core is importable.
+
+That is 1.0.0 in the parity suite, 1.2.0 where make_transformer_120 records outputs.
+"""
 
 from __future__ import annotations
 

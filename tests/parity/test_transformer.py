@@ -106,7 +106,7 @@ def run_diffusers(case: Case, use_cross_timestep: bool) -> Arrays:
 
 
 def _diffusers_can(case: Case) -> bool:
-    """It has both streams always, one perturbation for both, masks of its own arithmetic and fixed rope limits."""
+    """It always has both streams, one perturbation for both, and masks and rope limits of its own."""
     scene: Scene = case.options["scene"]
     return (
         scene.video

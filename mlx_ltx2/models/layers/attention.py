@@ -94,8 +94,8 @@ class Attention(nn.Module):
         """x: (B, N, query_dim); context: (B, S, context_dim), x itself if None -> (B, N, query_dim).
 
         rope rotates the queries, and the keys too unless key_rope is given. mask: additive, broadcast to
-        (B, H, N, S). skip: True, or (B,) bool per sample: leave the attention out and pass the value projection
-        on, which still goes through gates and output projection (spatio-temporal guidance).
+        (B, H, N, S). skip: True, or (B,) bool per sample: leave the attention out and pass the value
+        projection on, which still goes through gates and output projection (spatio-temporal guidance).
         """
         context = x if context is None else context
         if skip is True:

@@ -79,8 +79,8 @@ def build_rope(
     """Tables for tokens at `positions`, (B, axes, N) float32.
 
     dim: width of queries over all heads. max_positions: per axis, the position that maps to 1; 0 maps to -1.
-    Pairs that the axes do not share evenly stay unrotated and stand in front, so they belong to the first head;
-    each head has its own stretch of the frequency list.
+    Pairs that the axes do not share evenly stay unrotated and stand in front, so they belong to the first
+    head; each head has its own stretch of the frequency list.
     """
     positions = np.asarray(positions, np.float32)
     if len(positions) > 1 and (positions == positions[:1]).all():

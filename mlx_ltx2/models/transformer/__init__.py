@@ -1,13 +1,14 @@
 """The audio-video diffusion transformer."""
 
-from mlx_ltx2.models.transformer.block import CrossInputs, StreamInputs, TransformerBlock
-from mlx_ltx2.models.transformer.config import CrossModulation, StreamConfig, TransformerConfig
-from mlx_ltx2.models.transformer.model import Pass, RopeTables, Transformer
+from mlx_ltx2.models.transformer.block import CrossInputs, Pass, StreamInputs, TransformerBlock
+from mlx_ltx2.models.transformer.config import CrossModulation, Prefix, StreamConfig, TransformerConfig
+from mlx_ltx2.models.transformer.model import RopeTables, Transformer
 
 __all__ = [
     "CrossInputs",
     "CrossModulation",
     "Pass",
+    "Prefix",
     "RopeTables",
     "StreamConfig",
     "StreamInputs",

@@ -5,9 +5,8 @@ Reference: ltx_core.model.transformer.transformer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import numpy as np
@@ -17,15 +16,42 @@ from mlx_ltx2.models.layers.attention import Attention
 from mlx_ltx2.models.layers.feed_forward import FeedForward
 from mlx_ltx2.models.layers.norm import rms_norm
 from mlx_ltx2.models.layers.rope import Rope
-from mlx_ltx2.models.transformer.config import TransformerConfig
+from mlx_ltx2.models.transformer.config import Prefix, TransformerConfig
 from mlx_ltx2.models.transformer.modulation import Levels, add_gated, norm_modulate
 from mlx_ltx2.states import Perturbation
 
-Prefix = Literal["", "audio_"]
+Tokens = Mapping[Prefix, mx.array]
+"""(B, N, dim) per stream, by the prefix of its attributes: "" for video, "audio_" for audio."""
+
 KeysValues = tuple[mx.array, mx.array]
 
-_SCALES = {"a2v": (0, 1), "v2a": (2, 3)}
-"""Rows of the audio-video tables: scale before shift, unlike in every other table."""
+SELF_ATTENTION: dict[Prefix, str] = {"": "video_self", "audio_": "audio_self"}
+CROSS_ATTENTION: dict[Prefix, str] = {"": "audio_to_video", "audio_": "video_to_audio"}
+"""Names that `Perturbation` has for the attentions that write to a stream."""
+
+_OTHER: dict[Prefix, Prefix] = {"": "audio_", "audio_": ""}
+_CROSS_ROWS: dict[Prefix, tuple[int, int]] = {"": (0, 1), "audio_": (2, 3)}
+"""Scale and shift in the audio-video tables, by the stream written to; other tables have shift first."""
+
+
+@dataclass(frozen=True)
+class StreamInputs:
+    """What all blocks need of one stream during one evaluation, beside its tokens.
+
+    rows: (B, K, 6 or 9, dim) modulation at `levels`; embedded: (B, K, dim) for the output head.
+    context: (B, S, dim) text; prompt: (B, 1, 2, dim) its modulation.
+    self_mask: (B, 1, N, N) and context_mask: (B, 1, 1, S) are additive.
+    """
+
+    levels: Levels
+    rows: mx.array
+    embedded: mx.array
+    context: mx.array
+    rope: Rope
+    prompt: mx.array | None = None
+    self_mask: mx.array | None = None
+    context_mask: mx.array | None = None
+    enabled: bool = True
 
 
 @dataclass(frozen=True)
@@ -43,29 +69,23 @@ class CrossInputs:
 
 
 @dataclass(frozen=True)
-class StreamInputs:
-    """What all blocks need of one stream during one evaluation; the tokens themselves are handed from block to block.
+class Pass:
+    """One evaluation: what every block reads. cross is empty unless there are two streams."""
 
-    rows: (B, K, 6 or 9, dim) modulation at `levels`; embedded: (B, K, dim) for the output head. context: (B, S, dim)
-    text; prompt: (B, 1, 2, dim) its modulation. self_mask: (B, 1, N, N), context_mask: (B, 1, 1, S), both additive.
-    """
-
-    levels: Levels
-    rows: mx.array
-    embedded: mx.array
-    context: mx.array
-    rope: Rope
-    prompt: mx.array | None = None
-    self_mask: mx.array | None = None
-    context_mask: mx.array | None = None
-    cross: CrossInputs | None = None
-    enabled: bool = True
+    streams: Mapping[Prefix, StreamInputs]
+    cross: Mapping[Prefix, CrossInputs] = field(default_factory=dict)
+    perturbations: tuple[Perturbation, ...] | None = None
 
 
 def skipped(perturbations: Sequence[Perturbation] | None, kind: str, block: int) -> bool | mx.array:
     """Whether all samples leave `kind` out in `block`; (B,) bool if some do and some do not."""
     flags = [p.skips(kind, block) for p in perturbations or ()]
     return mx.array(np.array(flags)) if any(flags) and not all(flags) else any(flags)
+
+
+def _with_table(rows: mx.array, table: mx.array) -> mx.array:
+    # Files may hold the tables in float32; added as they are they would widen all activations.
+    return rows + table.astype(rows.dtype)
 
 
 class TransformerBlock(nn.Module):
@@ -91,100 +111,79 @@ class TransformerBlock(nn.Module):
             self.scale_shift_table_a2v_ca_video = mx.zeros((5, video))
             self.scale_shift_table_a2v_ca_audio = mx.zeros((5, audio))
 
-    def _rows(self, rows: mx.array, table: mx.array) -> mx.array:
-        return rows + table.astype(rows.dtype)
-
     def text_keys_values(self, prefix: Prefix, stream: StreamInputs) -> KeysValues:
         """Keys and values of the text. They depend on the prompt and, where text is modulated, on sigma."""
         context = stream.context
         if stream.prompt is not None:
-            rows = self._rows(stream.prompt, self[f"{prefix}prompt_scale_shift_table"])
+            rows = _with_table(stream.prompt, self[f"{prefix}prompt_scale_shift_table"])
             context = context * (1 + rows[:, :, 1]) + rows[:, :, 0]
         return self[f"{prefix}attn2"].keys_values(context)
 
     def _attend(
-        self,
-        prefix: Prefix,
-        x: mx.array,
-        stream: StreamInputs,
-        rows: mx.array,
-        skip: bool | mx.array,
-        text: KeysValues | None,
+        self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: mx.array, skip: bool | mx.array
     ) -> mx.array:
-        """Self-attention, then text cross-attention."""
+        """x after self-attention."""
         h = norm_modulate(x, rows[:, :, 1], rows[:, :, 0], stream.levels, self.eps)
         update = self[f"{prefix}attn1"](h, rope=stream.rope, mask=stream.self_mask, skip=skip)
-        x = add_gated(x, update, rows[:, :, 2], stream.levels)
-        if text is None:
-            text = self.text_keys_values(prefix, stream)
+        return add_gated(x, update, rows[:, :, 2], stream.levels)
+
+    def _attend_to_text(
+        self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: mx.array, text: KeysValues
+    ) -> mx.array:
+        """x after attention to the text."""
+        attention: Attention = self[f"{prefix}attn2"]
         if not self.modulated_text:
-            return x + self[f"{prefix}attn2"].attend(rms_norm(x, self.eps), text, mask=stream.context_mask)
+            return x + attention.attend(rms_norm(x, self.eps), text, mask=stream.context_mask)
         h = norm_modulate(x, rows[:, :, 7], rows[:, :, 6], stream.levels, self.eps)
-        update = self[f"{prefix}attn2"].attend(h, text, mask=stream.context_mask)
+        update = attention.attend(h, text, mask=stream.context_mask)
         return add_gated(x, update, rows[:, :, 8], stream.levels)
+
+    def _attend_across(
+        self, prefix: Prefix, tokens: Tokens, inputs: Mapping[Prefix, CrossInputs], skip: bool | mx.array
+    ) -> mx.array:
+        """Tokens of stream `prefix` after attention to those of the other stream."""
+        x, other = tokens[prefix], _OTHER[prefix]
+        if skip is True:
+            return x
+        tables = {"": self.scale_shift_table_a2v_ca_video, "audio_": self.scale_shift_table_a2v_ca_audio}
+        scale, shift = _CROSS_ROWS[prefix]
+
+        def modulated(stream: Prefix) -> mx.array:
+            rows = _with_table(inputs[stream].rows, tables[stream][:4])
+            levels = inputs[stream].levels
+            return norm_modulate(tokens[stream], rows[:, :, scale], rows[:, :, shift], levels, self.eps)
+
+        attention = self.video_to_audio_attn if prefix else self.audio_to_video_attn
+        update = attention(
+            modulated(prefix), modulated(other), rope=inputs[prefix].rope, key_rope=inputs[other].rope
+        )
+        if not isinstance(skip, bool):
+            update = update * mx.logical_not(skip)[:, None, None].astype(update.dtype)
+        gate = _with_table(inputs[prefix].gate, tables[prefix][4:])[:, :, 0]
+        return add_gated(x, update, gate, inputs[prefix].gate_levels)
 
     def _feed_forward(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: mx.array) -> mx.array:
         h = norm_modulate(x, rows[:, :, 4], rows[:, :, 3], stream.levels, self.eps)
         return add_gated(x, self[f"{prefix}ff"](h), rows[:, :, 5], stream.levels)
 
-    def _cross(
-        self,
-        direction: Literal["a2v", "v2a"],
-        x: mx.array,
-        other: mx.array,
-        into: CrossInputs,
-        source: CrossInputs,
-        skip: bool | mx.array,
-    ) -> mx.array:
-        """x after attention to the tokens of the other stream."""
-        if skip is True:
-            return x
-        to_video = direction == "a2v"
-        video_table, audio_table = self.scale_shift_table_a2v_ca_video, self.scale_shift_table_a2v_ca_audio
-        table, other_table = (video_table, audio_table) if to_video else (audio_table, video_table)
-        scale, shift = _SCALES[direction]
-        mine, theirs = self._rows(into.rows, table[:4]), self._rows(source.rows, other_table[:4])
-        queries = norm_modulate(x, mine[:, :, scale], mine[:, :, shift], into.levels, self.eps)
-        context = norm_modulate(other, theirs[:, :, scale], theirs[:, :, shift], source.levels, self.eps)
-        attention = self.audio_to_video_attn if to_video else self.video_to_audio_attn
-        update = attention(queries, context, rope=into.rope, key_rope=source.rope)
-        if skip is not False:
-            update = update * mx.logical_not(skip)[:, None, None].astype(update.dtype)
-        return add_gated(x, update, self._rows(into.gate, table[4:])[:, :, 0], into.gate_levels)
-
     def __call__(
-        self,
-        index: int,
-        streams: tuple[StreamInputs | None, StreamInputs | None],
-        tokens: tuple[mx.array | None, mx.array | None],
-        perturbations: Sequence[Perturbation] | None = None,
-        texts: tuple[KeysValues | None, KeysValues | None] = (None, None),
-    ) -> tuple[mx.array | None, mx.array | None]:
-        """Tokens (B, N, dim) of video and audio, either may be None -> the same after this block.
+        self, index: int, inputs: Pass, tokens: Tokens, texts: Mapping[Prefix, KeysValues] | None = None
+    ) -> Tokens:
+        """Tokens after this block.
 
-        index: number of this block, for perturbations that name blocks. texts: kept `text_keys_values`.
+        index: its number, for perturbations that name blocks. texts: kept `text_keys_values`, if any.
         """
-        video, audio = streams
-        vx, ax = tokens
-        run_video, run_audio = video is not None and video.enabled, audio is not None and audio.enabled
-        if run_video:
-            video_rows = self._rows(video.rows, self["scale_shift_table"])
-            skip = skipped(perturbations, "video_self", index)
-            vx = self._attend("", vx, video, video_rows, skip, texts[0])
-        if run_audio:
-            audio_rows = self._rows(audio.rows, self["audio_scale_shift_table"])
-            skip = skipped(perturbations, "audio_self", index)
-            ax = self._attend("audio_", ax, audio, audio_rows, skip, texts[1])
-        if video is not None and audio is not None:
-            before = vx  # both directions read the tokens as they were before either wrote
-            if run_video:
-                skip = skipped(perturbations, "audio_to_video", index)
-                vx = self._cross("a2v", vx, ax, video.cross, audio.cross, skip)
-            if run_audio:
-                skip = skipped(perturbations, "video_to_audio", index)
-                ax = self._cross("v2a", ax, before, audio.cross, video.cross, skip)
-        if run_video:
-            vx = self._feed_forward("", vx, video, video_rows)
-        if run_audio:
-            ax = self._feed_forward("audio_", ax, audio, audio_rows)
-        return vx, ax
+        x, skips = dict(tokens), inputs.perturbations
+        running = {prefix: stream for prefix, stream in inputs.streams.items() if stream.enabled}
+        rows = {p: _with_table(s.rows, self[f"{p}scale_shift_table"]) for p, s in running.items()}
+        for p, stream in running.items():
+            x[p] = self._attend(p, x[p], stream, rows[p], skipped(skips, SELF_ATTENTION[p], index))
+            text = texts[p] if texts is not None else self.text_keys_values(p, stream)
+            x[p] = self._attend_to_text(p, x[p], stream, rows[p], text)
+        if inputs.cross:
+            before = dict(x)  # both directions read the tokens as they were before either wrote
+            for p in running:
+                x[p] = self._attend_across(p, before, inputs.cross, skipped(skips, CROSS_ATTENTION[p], index))
+        for p, stream in running.items():
+            x[p] = self._feed_forward(p, x[p], stream, rows[p])
+        return x

@@ -17,6 +17,9 @@ CrossModulation = Literal["1.2.0", "1.0.0", "own"]
 They agree wherever every token of both streams has the same noise level.
 """
 
+Prefix = Literal["", "audio_"]
+"""Start of the attribute names of the video stream and of the audio stream."""
+
 _FIXED: dict[str, Any] = {
     "dropout": 0.0,
     "attention_bias": True,
@@ -46,8 +49,11 @@ _FIXED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """One stream. context_dim: width of the text that its blocks attend to. max_positions: per axis, seconds first.
-    caption_channels: width of the text before the projection inside the transformer, None where there is none."""
+    """One stream.
+
+    context_dim: width of the text that its blocks attend to. max_positions: per axis, seconds first.
+    caption_channels: width of the text before the transformer projects it, None where it does not.
+    """
 
     heads: int
     head_dim: int
@@ -66,8 +72,9 @@ class StreamConfig:
 class TransformerConfig:
     """The transformer with its video stream, its audio stream, or both.
 
-    timestep_scale: noise level 1 becomes this timestep. gate_timestep_scale: the same for the audio-video gates.
-    cross_rope_dim: width of the queries that audio-video attention rotates. gated: per-head gates in all attentions.
+    timestep_scale: noise level 1 becomes this timestep; gate_timestep_scale: for the audio-video gates.
+    cross_rope_dim: width of the queries that audio-video attention rotates.
+    gated: per-head gates in all attentions.
     modulated_text: text cross-attention has modulation of its own, on queries, context and output.
     """
 
@@ -94,8 +101,8 @@ class TransformerConfig:
     ) -> TransformerConfig:
         """Read the checkpoint's `transformer` section; `video` and `audio` say which streams to build.
 
-        Absent keys take the fallbacks of the official configurator (ltx-core 1.2.0). Raises WeightsError where a
-        key has a value that this network does not implement, or where the streams do not fit each other.
+        Absent keys take the fallbacks of the official configurator (ltx-core 1.2.0). Raises WeightsError
+        where a key has a value that this network does not implement, or where the streams do not fit.
         """
         if not (video or audio):
             raise ValueError("a transformer needs a video stream, an audio stream or both")
@@ -122,13 +129,13 @@ class TransformerConfig:
             return
         if self.video.heads != self.audio.heads:
             raise WeightsError(
-                f"num_attention_heads {self.video.heads} and audio_num_attention_heads {self.audio.heads} must be "
-                "equal in a model with both streams; this checkpoint is of another model"
+                f"transformer config: num_attention_heads is {self.video.heads}, audio_num_attention_heads "
+                f"is {self.audio.heads}; they must be equal. Use a checkpoint of LTX-2 or LTX-2.3"
             )
         if self.cross_rope_dim != self.audio.dim:
             raise WeightsError(
-                f"audio_cross_attention_dim is {self.cross_rope_dim}, but audio heads times head size is "
-                f"{self.audio.dim}; they must be equal. This checkpoint is of another model"
+                f"transformer config: audio_cross_attention_dim is {self.cross_rope_dim}, audio heads times "
+                f"head size is {self.audio.dim}; they must be equal. Use a checkpoint of LTX-2 or LTX-2.3"
             )
 
     @property
@@ -140,7 +147,7 @@ class TransformerConfig:
     def both(self) -> bool:
         return self.video is not None and self.audio is not None
 
-    def streams(self) -> Iterator[tuple[str, StreamConfig]]:
+    def streams(self) -> Iterator[tuple[Prefix, StreamConfig]]:
         """(prefix of attribute names, config) of every stream that is built."""
         if self.video is not None:
             yield "", self.video
@@ -148,8 +155,11 @@ class TransformerConfig:
             yield "audio_", self.audio
 
     def keeps(self, name: str) -> bool:
-        """True if the checkpoint tensor `name` (prefix stripped) belongs to this build, False if it may be left out:
-        a tensor of a stream that is not built, of the attention between the streams, or of a text connector."""
+        """True if the checkpoint tensor `name` (prefix stripped) belongs to this build.
+
+        False for what may be left out knowingly: tensors of a stream that is not built, of the attention
+        between the streams then, and of the text connectors, which are a component of their own.
+        """
         parts = name.split(".")
         if any(part.endswith("_embeddings_connector") for part in parts):
             return False
@@ -176,7 +186,8 @@ def _check_fixed(section: Mapping[str, Any]) -> None:
 def _caption_channels(section: Mapping[str, Any]) -> int:
     if "caption_channels" not in section:
         raise WeightsError(
-            "transformer config: caption_channels is missing; it is needed unless caption_proj_before_connector is true"
+            "transformer config: caption_channels is missing; it is needed unless "
+            "caption_proj_before_connector is true"
         )
     return section["caption_channels"]
 

@@ -1,12 +1,12 @@
-"""The audio-video diffusion transformer of LTX-2 and LTX-2.3: noisy tokens, text and noise levels to velocities.
+"""The audio-video diffusion transformer of LTX-2 and LTX-2.3: noisy tokens to velocities.
 
-`Transformer.__call__` is `prepare`, every `block`, `finish`; a runner that streams blocks from disk or caches text
-calls the three itself. Reference: ltx_core.model.transformer.model.
+`Transformer.__call__` is `prepare`, every `block`, `finish`; a runner that streams blocks from disk or keeps
+text keys and values calls the three itself. Reference: ltx_core.model.transformer.model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -14,12 +14,20 @@ import numpy as np
 from mlx import nn
 
 from mlx_ltx2.models.layers.rope import Rope, build_rope, midpoints
-from mlx_ltx2.models.transformer.block import CrossInputs, KeysValues, Prefix, StreamInputs, TransformerBlock
-from mlx_ltx2.models.transformer.config import StreamConfig, TransformerConfig
+from mlx_ltx2.models.transformer.block import (
+    CrossInputs,
+    KeysValues,
+    Pass,
+    StreamInputs,
+    Tokens,
+    TransformerBlock,
+)
+from mlx_ltx2.models.transformer.config import Prefix, StreamConfig, TransformerConfig
 from mlx_ltx2.models.transformer.modulation import AdaLayerNormSingle, Levels, over_tokens
 from mlx_ltx2.states import Modality, Perturbation
 
-Tokens = tuple[mx.array | None, mx.array | None]
+Velocities = tuple[mx.array | None, mx.array | None]
+"""Video and audio, each (B, N, C) or None where the stream is absent."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +38,6 @@ class RopeTables:
     audio: Rope | None = None
     video_cross: Rope | None = None
     audio_cross: Rope | None = None
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One evaluation: what every block reads beside the tokens."""
-
-    video: StreamInputs | None
-    audio: StreamInputs | None
-    perturbations: tuple[Perturbation, ...] | None = None
 
 
 class CaptionProjection(nn.Module):
@@ -54,14 +53,14 @@ class CaptionProjection(nn.Module):
 
 
 def self_attention_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """(B, N, N) attention strengths in [0, 1] -> (B, 1, N, N) additive: log of the strength, lowest number for 0."""
+    """(B, N, N) attention strengths in [0, 1] -> (B, 1, N, N) additive: log, lowest number for 0."""
     smallest = float(np.finfo(np.float32).tiny)
     bias = mx.where(mask > 0, mx.log(mx.maximum(mask, smallest)), mx.finfo(dtype).min)
     return bias.astype(dtype)[:, None]
 
 
 def context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
-    """(B, S) text mask -> (B, 1, 1, S) additive. Integers and bools: 1 keeps, 0 drops; floats are additive already."""
+    """(B, S) text mask -> (B, 1, 1, S) additive. Integers and bools: 1 keeps; floats are additive already."""
     mask = mask.reshape(mask.shape[0], 1, -1, mask.shape[-1])
     if mx.issubdtype(mask.dtype, mx.floating):
         return mask.astype(dtype)
@@ -69,7 +68,7 @@ def context_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
 
 
 class Transformer(nn.Module):
-    """48 blocks over video tokens, audio tokens or both. Parameters keep the checkpoint's names."""
+    """Blocks over video tokens, audio tokens or both. Parameters keep the checkpoint's names."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -104,7 +103,7 @@ class Transformer(nn.Module):
     ) -> RopeTables:
         """Tables for tokens at these positions, (B, axes, N, 2) float32 bounds as in `Modality`.
 
-        They depend on nothing else: build them once per clip. dtype: that of the activations (default: `dtype`).
+        They depend on nothing else: build them once per clip. dtype: of the activations, `dtype` if None.
         """
         config, dtype = self.config, dtype or self.dtype
 
@@ -119,13 +118,15 @@ class Transformer(nn.Module):
                 return None
             return build(positions, stream.dim, stream.heads, stream.max_positions)
 
-        video, audio = own(video_positions, config.video), own(audio_positions, config.audio)
-        if video is None or audio is None:
-            return RopeTables(video, audio)
+        tables = RopeTables(own(video_positions, config.video), own(audio_positions, config.audio))
+        if video_positions is None or audio_positions is None or config.video is None or config.audio is None:
+            return tables
         limit = (max(config.video.max_positions[0], config.audio.max_positions[0]),)
         cross = (config.cross_rope_dim, config.audio.heads, limit)
-        return RopeTables(
-            video, audio, build(video_positions[:, :1], *cross), build(audio_positions[:, :1], *cross)
+        return replace(
+            tables,
+            video_cross=build(video_positions[:, :1], *cross),
+            audio_cross=build(audio_positions[:, :1], *cross),
         )
 
     def _stream(self, prefix: Prefix, modality: Modality, rope: Rope) -> StreamInputs:
@@ -151,15 +152,15 @@ class Transformer(nn.Module):
             enabled=modality.enabled,
         )
 
-    def _cross(self, to_video: bool, stream: StreamInputs, other: Modality, rope: Rope) -> CrossInputs:
+    def _cross(self, prefix: Prefix, stream: StreamInputs, other: Modality, rope: Rope) -> CrossInputs:
         config = self.config
         theirs = Levels(np.asarray(other.sigma, np.float32).reshape(-1, 1))
         levels = theirs if config.cross_modulation == "1.0.0" else stream.levels
         gate_levels = stream.levels if config.cross_modulation == "own" else theirs
         scale = np.float32(config.timestep_scale)
         gate_scale = np.float32(config.gate_timestep_scale / config.timestep_scale)
-        name = "video" if to_video else "audio"
-        gates = self.av_ca_a2v_gate_adaln_single if to_video else self.av_ca_v2a_gate_adaln_single
+        name = "audio" if prefix else "video"
+        gates = self.av_ca_v2a_gate_adaln_single if prefix else self.av_ca_a2v_gate_adaln_single
         rows, _ = self[f"av_ca_{name}_scale_shift_adaln_single"](levels.values * scale, self.dtype)
         gate, _ = gates(gate_levels.values * scale * gate_scale, self.dtype)
         return CrossInputs(rope, levels, rows, gate_levels, gate)
@@ -172,32 +173,40 @@ class Transformer(nn.Module):
         rope: RopeTables | None = None,
         perturbations: Sequence[Perturbation] | None = None,
     ) -> tuple[Pass, Tokens]:
-        """What every block reads, and the tokens for the first block. Raises ValueError for inputs that do not fit."""
+        """What every block reads, and the tokens for the first block.
+
+        Raises ValueError for streams that are not built and for inputs that do not fit each other.
+        """
         self._check(video, audio, perturbations)
         if rope is None:
-            rope = self.rope(video and video.positions, audio and audio.positions)
-        streams: list[StreamInputs | None] = []
-        tokens: list[mx.array | None] = []
-        for prefix, modality, table in (("", video, rope.video), ("audio_", audio, rope.audio)):
-            if modality is not None and (table is None or table.cos.dtype != self.dtype):
-                raise ValueError(
-                    f"the rotation tables lack a stream or are not {self.dtype}; build them with rope()"
-                )
-            streams.append(self._stream(prefix, modality, table) if modality is not None else None)
-            tokens.append(
-                self[f"{prefix}patchify_proj"](modality.latent.astype(self.dtype))
-                if modality is not None
-                else None
+            rope = self.rope(
+                None if video is None else video.positions, None if audio is None else audio.positions
             )
+        given: dict[Prefix, Modality] = {}
+        if video is not None:
+            given[""] = video
+        if audio is not None:
+            given["audio_"] = audio
+        own: dict[Prefix, Rope | None] = {"": rope.video, "audio_": rope.audio}
+        crossing: dict[Prefix, Rope | None] = {"": rope.video_cross, "audio_": rope.audio_cross}
+        streams = {p: self._stream(p, m, self._table(own[p])) for p, m in given.items()}
+        tokens = {p: self[f"{p}patchify_proj"](m.latent.astype(self.dtype)) for p, m in given.items()}
+        cross: dict[Prefix, CrossInputs] = {}
         if video is not None and audio is not None:
-            crossings = ((True, audio, rope.video_cross), (False, video, rope.audio_cross))
-            for i, (to_video, other, table) in enumerate(crossings):
-                streams[i] = replace(streams[i], cross=self._cross(to_video, streams[i], other, table))
-        fixed = None if perturbations is None else tuple(perturbations)
-        return Pass(streams[0], streams[1], fixed), (tokens[0], tokens[1])
+            cross[""] = self._cross("", streams[""], audio, self._table(crossing[""]))
+            cross["audio_"] = self._cross("audio_", streams["audio_"], video, self._table(crossing["audio_"]))
+        return Pass(streams, cross, None if perturbations is None else tuple(perturbations)), tokens
+
+    def _table(self, rope: Rope | None) -> Rope:
+        if rope is None or rope.cos.dtype != self.dtype:
+            raise ValueError(f"rotation tables lack a stream or are not {self.dtype}; build them with rope()")
+        return rope
 
     def _check(
-        self, video: Modality | None, audio: Modality | None, perturbations: Sequence[Perturbation] | None
+        self,
+        video: Modality | None,
+        audio: Modality | None,
+        perturbations: Sequence[Perturbation] | None,
     ) -> None:
         if video is None and audio is None:
             raise ValueError("give a video stream, an audio stream or both")
@@ -217,18 +226,15 @@ class Transformer(nn.Module):
         index: int,
         inputs: Pass,
         tokens: Tokens,
-        texts: tuple[KeysValues | None, KeysValues | None] = (None, None),
+        texts: Mapping[Prefix, KeysValues] | None = None,
     ) -> Tokens:
         """Tokens after block `index`. texts: kept results of `TransformerBlock.text_keys_values`."""
-        block = self.transformer_blocks[index]
-        return block(index, (inputs.video, inputs.audio), tokens, inputs.perturbations, texts)
+        return self.transformer_blocks[index](index, inputs, tokens, texts)
 
-    def finish(self, inputs: Pass, tokens: Tokens) -> Tokens:
-        """Velocities (B, N, C) from the tokens after the last block."""
-        return (
-            None if inputs.video is None else self._head("", inputs.video, tokens[0]),
-            None if inputs.audio is None else self._head("audio_", inputs.audio, tokens[1]),
-        )
+    def finish(self, inputs: Pass, tokens: Tokens) -> Velocities:
+        """Velocities from the tokens after the last block."""
+        heads = {p: self._head(p, stream, tokens[p]) for p, stream in inputs.streams.items()}
+        return heads.get(""), heads.get("audio_")
 
     def _head(self, prefix: Prefix, stream: StreamInputs, x: mx.array) -> mx.array:
         rows = stream.embedded[:, :, None] + self[f"{prefix}scale_shift_table"].astype(x.dtype)
@@ -248,12 +254,12 @@ class Transformer(nn.Module):
         rope: RopeTables | None = None,
         perturbations: Sequence[Perturbation] | None = None,
         between_blocks: Callable[[int, Tokens], None] | None = None,
-    ) -> Tokens:
+    ) -> Velocities:
         """Velocities (B, N, C) of each stream in the weights' type; None for a stream that is None.
 
         rope: `rope` of the same positions, built here if None. perturbations: one per sample of the batch.
         between_blocks: called with the block's number and its tokens, where a caller may evaluate or give up.
-        Raises ValueError for streams that are not built and for inputs that do not fit each other.
+        Raises ValueError as `prepare`.
         """
         inputs, tokens = self.prepare(video, audio, rope=rope, perturbations=perturbations)
         for index in range(len(self.transformer_blocks)):

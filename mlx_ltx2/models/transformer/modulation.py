@@ -1,7 +1,7 @@
-"""Adaptive layer norm: rows of scale, shift and gate from a noise level, and how they are laid over the tokens.
+"""Adaptive layer norm: rows of scale, shift and gate from a noise level, and how they lie over the tokens.
 
-A clip has few distinct noise levels (one in text-to-video, two when an image is given), so rows are computed once per
-level and never per token.
+A clip has few distinct noise levels (one in text-to-video, two when an image is given), so rows are computed
+once per level and never per token.
 Paper: PixArt-alpha (2310.00426), section 2.3. Reference: ltx_core.model.transformer.adaln.
 """
 
