@@ -1,7 +1,8 @@
 """Writes tests/recorded/transformer_120.safetensors: outputs of the official 1.2.0 transformer for CASES_120.
 
 1.2.0 is not on a package index, so it is no test dependency; these outputs pin its rule for the audio-video
-modulation instead. Run once, from the repository root, with torch, einops and a checkout of the official code:
+modulation instead. Run once, from the repository root, with torch, einops and a checkout of the official
+code:
 
     python -m tests.parity.make_transformer_120 <checkout>/packages/ltx-core/src
 
