@@ -140,7 +140,7 @@ def test_connectors_are_never_kept() -> None:
             )
 
 
-# --- The rule for the audio-video modulation ---------------------------------------------------------------- ---
+# --- The rule for the audio-video modulation ---
 
 
 @pytest.mark.parametrize("case", CASES_120, ids=lambda c: c.name)
