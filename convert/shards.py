@@ -97,6 +97,9 @@ def weight_map(shards: Iterable[Shard]) -> dict[str, object]:
     return {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
 
 
+_THREAD_PAYS_BYTES = 2**20
+
+
 class Hash:
     """SHA-256 on a thread of its own, one buffer behind the caller. The caller must not reuse a buffer."""
 
@@ -105,10 +108,14 @@ class Hash:
         self._sha = hashlib.sha256()
         self._last: Future[None] | None = None
 
-    def update(self, data: bytes | memoryview | np.ndarray) -> None:
+    def update(self, data: memoryview) -> None:
         if self._last is not None:
             self._last.result()
-        self._last = self._pool.submit(self._sha.update, data)
+            self._last = None
+        if len(data) < _THREAD_PAYS_BYTES:
+            self._sha.update(data)
+        else:
+            self._last = self._pool.submit(self._sha.update, data)
 
     def hexdigest(self) -> str:
         self._pool.shutdown()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,10 @@ class TensorWriter:
 class ShardWriter:
     """Opens each shard at its first tensor, closes it after its last."""
 
-    def __init__(self, folder: Path, shards: Iterable[Shard], finished: Finished) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], finished: Finished) -> None:
         self._folder, self._finished = folder, finished
         self._place = {id(t): shard for shard in shards for t in shard.tensors}
-        self._left = {shard.file: len(shard.tensors) for shard in set(self._place.values())}
+        self._left = {shard.file: len(shard.tensors) for shard in shards}
         self._files: dict[str, FileWriter] = {}
 
     def start(self, tensor: Tensor) -> TensorWriter:
@@ -121,7 +122,7 @@ def _convert(
 
 
 def _read(
-    file, header: Header, nbytes: int, sha: Hash, advance: Advance, grain: int = 1
+    file: FileIO, header: Header, nbytes: int, sha: Hash, advance: Advance, grain: int = 1
 ) -> Iterator[np.ndarray]:
     """The next `nbytes` in pieces of whole grains, each a new buffer, hashed on the way."""
     step = max(1, CHUNK_BYTES // max(1, grain)) * grain

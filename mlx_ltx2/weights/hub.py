@@ -25,6 +25,9 @@ _UPSCALER = re.compile(
 )
 _KINDS = (("lora", _LORA), ("checkpoint", _CHECKPOINT), ("upsampler", _UPSCALER))
 
+_HTTP_CLIENTS = ("httpx", "httpcore", "requests", "urllib3")
+"""Modules whose exceptions huggingface_hub lets through; which one it uses depends on its version."""
+
 Say = Callable[[str], None]
 
 
@@ -192,6 +195,8 @@ def _explained(repo: str) -> Iterator[None]:
         raise WeightsError(
             f"{repo}: the hub has no such repo, or it is private and you are not logged in. Check the name or run `hf auth login`."
         ) from None
+    except errors.LocalEntryNotFoundError as error:  # not in the cache, and no way to the hub
+        raise _no_network(repo, error) from None
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
         raise WeightsError(
             f"{repo}: the hub does not have this file or revision ({_first_line(error)})."
@@ -203,7 +208,7 @@ def _explained(repo: str) -> Iterator[None]:
             raise _no_network(repo, error) from None
         raise ResourceError(f"{repo}: the download cannot be written ({error.strerror}).") from None
     except Exception as error:
-        if type(error).__module__.partition(".")[0] in {"httpx", "httpcore", "requests", "urllib3"}:
+        if type(error).__module__.startswith(_HTTP_CLIENTS):
             raise _no_network(repo, error) from None
         raise
 
