@@ -17,7 +17,7 @@ from mlx_ltx2.library import open_model, open_text_encoder
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import check_writable
 from mlx_ltx2.pipelines import parts, presets, recipes
-from mlx_ltx2.pipelines.plan import Plan, describe
+from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
@@ -138,11 +138,16 @@ class LTX2Pipeline:
             running = Run(plan, self.networks, session)
             latents = running.latents()
             clip = Clip(plan.shape.fps, plan, latents=latents.video, audio_latents=latents.audio)
-            clip.metadata = record(plan)
+            clip.metadata = {**record(plan), **self._origin(output)}
             if output_type == "frames":
                 self._finish(clip, running, latents, output)
         clip.peaks = dict(session.report.peaks)
         return clip
+
+    def _origin(self, output: Output) -> dict[str, str]:
+        """What `rerun` needs beside the plan."""
+        encoder = self.networks.text_encoder
+        return {"crf": f"{output.crf:g}", **({"text_encoder": str(encoder)} if encoder else {})}
 
     def _finish(self, clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> None:
         clip.audio = running.audio(latents)
@@ -220,7 +225,7 @@ def record(plan: Plan) -> Mapping[str, str]:
     values = {"prompt": plan.prompt, "seed": str(plan.seed), "model": plan.model, "pipeline": plan.pipeline}
     if plan.negative_prompt:
         values["negative_prompt"] = plan.negative_prompt
-    return {**values, "tool": f"mlx-ltx2 {__version__}", "plan": plan.to_json()}
+    return {**values, "tool": f"mlx-ltx2 {__version__}", "request": as_json(plan.request), "plan": plan.to_json()}
 
 
 def generate(

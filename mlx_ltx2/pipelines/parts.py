@@ -290,6 +290,7 @@ def assemble(
         audio_input=audio_input(filled),
         enhance_prompt=filled.enhance_prompt,
         spatial_upscaler=upscaler,
+        request=filled.request.given(),
         origin=filled.origin,
         **{"notes": notes(filled, last.shape), **more},
     )

@@ -17,6 +17,7 @@ from mlx_ltx2.stages.plan import Sizes, StagePlan
 class Plan:
     """pipeline, prompts, seed and stages of a run, ready for JSON.
 
+    request: the options as they were given, from which `rerun` makes the plan again.
     audio_from: number of the stage whose audio ships, "input" for the given recording, "source" for a retaken clip's
     own track, or None. origin: field -> "given" or where its default came from.
     """
@@ -36,6 +37,7 @@ class Plan:
     enhance_prompt: bool = False
     spatial_upscaler: str | None = None
     video_out: bool = True
+    request: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -47,7 +49,16 @@ class Plan:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        return json.dumps(self.to_dict(), default=str, ensure_ascii=False, separators=(",", ":"))
+        return as_json({**self.to_dict(), "request": None})
+
+
+def as_json(value: Any) -> str:
+    """Compact JSON of plain values, dataclasses and paths."""
+
+    def plain(item: Any) -> Any:
+        return dataclasses.asdict(item) if dataclasses.is_dataclass(item) else str(item)
+
+    return json.dumps(value, default=plain, ensure_ascii=False, separators=(",", ":"))
 
 
 def describe(plan: Plan, video: VideoScale = VideoScale(), audio: AudioScale = AudioScale()) -> str:

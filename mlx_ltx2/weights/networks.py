@@ -15,7 +15,7 @@ from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.traits import Traits
 from mlx_ltx2.weights.index import TEXT_ENCODER, ModelFolder
 from mlx_ltx2.weights.header import read_header
-from mlx_ltx2.weights.load import load_component, read_shards
+from mlx_ltx2.weights.load import load_component, load_statistics
 from mlx_ltx2.weights.text_encoder import TextEncoder, TextEncoderInfo, check_text_encoder, load_text_encoder
 
 UPSAMPLERS = {
@@ -71,16 +71,7 @@ class Networks:
 
     def load_statistics(self) -> PerChannelStatistics:
         """The video VAE's channel statistics by themselves."""
-        folder = self.model.folder("video_decoder")
-        prefix = "per_channel_statistics."
-        stored = {name: header.path for name, (header, _) in read_shards(folder).items() if name.startswith(prefix)}
-        statistics = PerChannelStatistics(self.traits.latent_channels)
-        weights = [(name[len(prefix) :], mx.load(str(path))[name]) for name, path in stored.items()]
-        try:
-            statistics.load_weights(weights, strict=True)
-        except ValueError as error:
-            raise WeightsError(f"{folder}: the channel statistics do not fit ({error}). Convert the model again.") from None
-        return statistics
+        return load_statistics(self.model)
 
     def lora_metadata(self, paths: Sequence[str]) -> dict[str, dict[str, str]]:
         """Metadata of LoRA files, by path as given; hub ids that are not there yet have none."""
