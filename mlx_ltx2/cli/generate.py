@@ -1,0 +1,91 @@
+"""mlx-ltx2 generate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlx_ltx2.cli import options as opts
+from mlx_ltx2.errors import RequestError
+
+OUTPUT_FIELDS = ("output", "output_audio", "save_frames", "crf")
+MODEL_FIELDS = ("model", "text_encoder")
+IGNORED = ("stream", "no_fp8")
+
+
+@click.command("generate", cls=opts.Command, context_settings={"help_option_names": ["-h", "--help"]})
+@opts.request_options
+@opts.model_options
+@opts.output_options
+@opts.report_options
+@click.option("--list-lora-files", metavar="REPO", default=None, help="List the LoRA files of a hub repo and stop.")
+@click.option("--max-tokens", type=int, default=None, help="Longest prompt that --enhance-prompt may write.")
+@click.option("--temperature", type=float, default=None, help="How freely --enhance-prompt writes.")
+def command(list_lora_files: str | None, **given: Any) -> None:
+    """Make a clip from text, images or sound.
+
+    \b
+    mlx-ltx2 generate --model demo --prompt "a red circle moving right"
+    mlx-ltx2 generate --model ./LTX-2-distilled --prompt "A kite over a beach" --image kite.jpg
+    """
+    if list_lora_files is not None:
+        _list_loras(list_lora_files)
+        return
+    run(given)
+
+
+def _list_loras(repo: str) -> None:
+    from mlx_ltx2.weights.hub import list_files
+
+    for file in list_files(repo):
+        if file.name.endswith(".safetensors"):
+            click.echo(f"{file.nbytes / 1e6:10.1f} MB  {file.name}")
+
+
+def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """All parsed options -> those of the request, the model, the output and the report."""
+    report = {name: given.pop(name) for name in ("progress", "verbose", "quiet")}
+    output = {name: given.pop(name) for name in OUTPUT_FIELDS if name in given}
+    model = {name: given.pop(name) for name in MODEL_FIELDS}
+    for name in IGNORED:
+        given.pop(name, None)
+    return opts.request_values(given), model, output, report
+
+
+def run(given: dict[str, Any]) -> None:
+    """Generate from parsed options."""
+    from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline, Output, describe
+    from mlx_ltx2.pipelines.run import Session
+    from mlx_ltx2.progress import make_progress
+
+    request, model, output, report = split_options(given)
+    prompt = request.pop("prompt", None)
+    if prompt is None:
+        raise RequestError("no prompt was given; add --prompt TEXT.")
+    progress = make_progress(opts.progress_style(report["progress"], report["quiet"]))
+    pipeline = LTX2Pipeline.from_pretrained(
+        model["model"] or DEFAULT_MODEL, text_encoder=model["text_encoder"], progress=progress
+    )
+    plan = pipeline.plan(prompt, **request)
+    traits = pipeline.networks.traits
+    if report["verbose"]:
+        progress.note(describe(plan, traits.video_scale, traits.audio_scale))
+    target = Path(output["output"] or ("output.mp4" if plan.video_out else "output.wav"))
+    sound = output["output_audio"]
+    wanted = Output(
+        target, None if sound is None else Path(sound), output["save_frames"], output["crf"] or 19, keep_frames=False
+    )
+    clip = pipeline.execute(plan, wanted, Session(progress))
+    if report["progress"] != "json":
+        click.echo(summary(clip))
+
+
+def summary(clip: Any) -> str:
+    """One line about what was written and the highest use of memory."""
+    shape = clip.plan.shape
+    size = f"{shape.width}x{shape.height}, {shape.frames} frames, " if clip.plan.video_out else ""
+    sound = f", sound at {clip.audio.rate_hz / 1000:g} kHz" if clip.audio is not None else ", no sound"
+    peak = max(clip.peaks.values(), default=0)
+    return f"wrote {clip.path}: {size}{shape.seconds:.2f} s{sound}; peak memory {peak / 1e9:.2f} GB"

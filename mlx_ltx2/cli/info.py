@@ -1,0 +1,95 @@
+"""mlx-ltx2 info"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from mlx_ltx2.errors import RequestError, WeightsError
+
+MEDIA = {".mp4", ".mov", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".wav"}
+
+
+@click.command("info", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(path: str, as_json: bool) -> None:
+    """Show what PATH is: a converted model, an official checkpoint, or a finished clip and how it was made."""
+    facts = _facts(path)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            click.echo(f"{name}")
+            for key, item in value.items():
+                click.echo(f"  {key:<24}{item}")
+        else:
+            click.echo(f"{name:<26}{value}")
+
+
+def _facts(path: str) -> dict[str, object]:
+    if Path(path).suffix.lower() in MEDIA:
+        return _clip(Path(path))
+    if Path(path).suffix == ".safetensors":
+        return _file(Path(path))
+    return _model(path)
+
+
+def _clip(path: Path) -> dict[str, object]:
+    from mlx_ltx2.media.metadata import read_metadata
+
+    stored = dict(read_metadata(path))
+    if not stored:
+        raise RequestError(f"{path} does not say how it was made; it is no clip of this program, or was re-encoded.")
+    plan = json.loads(stored.pop("plan", "{}"))
+    return {**stored, "plan": plan}
+
+
+def _file(path: Path) -> dict[str, object]:
+    from mlx_ltx2.weights.header import read_header
+
+    header = read_header(path)
+    facts: dict[str, object] = {
+        "file": str(path),
+        "tensors": len(header.tensors),
+        "bytes": path.stat().st_size,
+        "types": ", ".join(sorted({t.dtype for t in header.tensors.values()})),
+    }
+    if "transformer" in header.metadata.get("config", ""):
+        from mlx_ltx2.traits import Traits
+
+        facts |= _traits(Traits.from_header(header.metadata, header.tensors, path.name))
+    return facts
+
+
+def _traits(traits: object) -> dict[str, object]:
+    names = ("title", "variant", "num_blocks", "stg_block", "text_width", "latent_channels", "video_scale")
+    return {name: getattr(traits, name) for name in names}
+
+
+def _model(path: str) -> dict[str, object]:
+    from mlx_ltx2.library import open_model
+    from mlx_ltx2.progress import SilentProgress
+
+    if path != "demo" and not Path(path).exists():
+        raise WeightsError(f"{path}: there is no such file or folder.")
+    model = open_model(path, progress=SilentProgress())
+    sizes = {
+        name: f"{sum(f.stat().st_size for f in model.folder(name).rglob('*') if f.is_file()) / 1e6:10.1f} MB"
+        for name in model.components
+    }
+    quantized = "full precision"
+    if model.quantization:
+        q = model.quantization
+        quantized = f"{q.bits} bits in groups of {q.group_size}, {q.mode}"
+    return {
+        "model": str(model.path),
+        **_traits(model.traits),
+        "weights": quantized,
+        "components": sizes,
+        "loras": ", ".join(p.name for p in model.loras) or "none",
+        "made from": ", ".join(str(s.get("file")) for s in model.sources),
+    }

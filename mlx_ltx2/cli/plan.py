@@ -1,0 +1,41 @@
+"""mlx-ltx2 plan"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from mlx_ltx2.cli import options as opts
+from mlx_ltx2.cli.generate import split_options
+from mlx_ltx2.errors import RequestError
+
+
+@click.command("plan", cls=opts.Command, context_settings={"help_option_names": ["-h", "--help"]})
+@opts.request_options
+@opts.model_options
+@opts.output_options
+@opts.report_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def command(as_json: bool, **given: Any) -> None:
+    """Say what a generate command with the same options would do. Touches no weights."""
+    from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline, describe
+    from mlx_ltx2.pipelines.run import required_components
+    from mlx_ltx2.progress import make_progress
+
+    request, model, _, report = split_options(given)
+    prompt = request.pop("prompt", None)
+    if prompt is None:
+        raise RequestError("no prompt was given; add --prompt TEXT.")
+    progress = make_progress(opts.progress_style(report["progress"], report["quiet"]))
+    pipeline = LTX2Pipeline.from_pretrained(
+        model["model"] or DEFAULT_MODEL, text_encoder=model["text_encoder"], progress=progress
+    )
+    plan = pipeline.plan(prompt, **request)
+    if as_json:
+        click.echo(json.dumps(plan.to_dict(), indent=2, default=str, ensure_ascii=False))
+        return
+    traits = pipeline.networks.traits
+    click.echo(describe(plan, traits.video_scale, traits.audio_scale))
+    click.echo(f"reads     {', '.join(required_components(plan))}")
