@@ -1,4 +1,4 @@
-"""Cases of the vocoders: HiFi-GAN (LTX-2), BigVGAN v2 with bandwidth extension (LTX-2.3), generators alone."""
+"""Cases of the vocoders: HiFi-GAN (LTX-2), BigVGAN v2 with bandwidth extension (LTX-2.3), generators."""
 
 from __future__ import annotations
 

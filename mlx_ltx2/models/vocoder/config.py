@@ -82,8 +82,8 @@ class GeneratorConfig:
             )
         if any(k % 2 == 0 for k in self.resblock_kernel_sizes):
             raise WeightsError(
-                f"vocoder config resblock_kernel_sizes {self.resblock_kernel_sizes} must be odd, so that a block "
-                "keeps its length."
+                f"vocoder config resblock_kernel_sizes {self.resblock_kernel_sizes} must be odd, so that a "
+                "block keeps its length."
             )
         if self.upsample_initial_channel % 2**stages:
             raise WeightsError(
@@ -126,8 +126,8 @@ class BandwidthExtensionConfig:
         )
         if config.output_rate_hz % config.input_rate_hz:
             raise WeightsError(
-                f"vocoder config bwe goes from {config.input_rate_hz} to {config.output_rate_hz} Hz; the output "
-                "rate must be a multiple of the input rate."
+                f"vocoder config bwe goes from {config.input_rate_hz} to {config.output_rate_hz} Hz; the "
+                "output rate must be a multiple of the input rate."
             )
         if config.generator.ratio != config.hop_length * config.ratio:
             raise WeightsError(

@@ -62,7 +62,7 @@ def _conv(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv1d:
 
 
 class ResBlock(nn.Module):
-    """HiFi-GAN's block: thrice (leaky ReLU, dilated convolution, leaky ReLU, convolution) added to its input."""
+    """HiFi-GAN's block: thrice (leaky ReLU, dilated convolution, leaky ReLU, convolution) and add."""
 
     def __init__(self, channels: int, kernel_size: int, dilations: tuple[int, ...]):
         super().__init__()
