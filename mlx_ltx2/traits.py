@@ -140,8 +140,9 @@ class Traits:
 
     @property
     def recommended(self) -> dict[str, Any]:
-        """Defaults that the model itself asks for (config key `recommended`, e.g. a small model's native size)."""
-        return dict(self.config.get("recommended", {}))
+        """Defaults that the model itself asks for (key `recommended` of the transformer's section, e.g. a small
+        model's native size)."""
+        return dict(self.config["transformer"].get("recommended", {}))
 
     @property
     def has_audio(self) -> bool:

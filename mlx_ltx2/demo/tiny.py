@@ -85,7 +85,12 @@ def tiny_config(generation: Generation, variant: Variant, blocks: int = 2) -> di
     """The config JSON of a tiny checkpoint, all sections, with the keys that the official ones have."""
     newer = generation == "2.3"
     return {
-        "transformer": {**_TRANSFORMER, "num_layers": blocks, **(_TRANSFORMER_23 if newer else {})},
+        "transformer": {
+            **_TRANSFORMER,
+            "num_layers": blocks,
+            **(_TRANSFORMER_23 if newer else {}),
+            "recommended": {"height": 128, "width": 128, "num_frames": 17},
+        },
         "vae": _VAE_23 if newer else {**_VAE_20, "timestep_conditioning": variant == "distilled"},
         "scheduler": {"_class_name": "RectifiedFlowScheduler", "sampler": "LinearQuadratic"},
         "audio_vae": _AUDIO_VAE,
