@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import mlx.core as mx
 from mlx import nn
@@ -118,7 +118,7 @@ def load_text_encoder(
     weights = []
     for name, (file, stored) in found.files.items():
         if file not in loaded:
-            loaded[file] = mx.load(str(file))
+            loaded[file] = cast(dict[str, mx.array], mx.load(str(file)))
         array = loaded[file][stored]
         weights.append((name, array.astype(mx.bfloat16) if array.dtype == mx.float16 else array))
     model.load_weights(weights, strict=True)
@@ -233,7 +233,8 @@ def _packing(path: str, width: int, found: _Folder) -> dict[str, Any]:
 
 
 def _compare(model: Model, found: _Folder) -> None:
-    expected = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    parameters = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
+    expected = {name: tuple(value.shape) for name, value in parameters}
     faults = []
     if missing := [name for name in expected if name not in found.infos]:
         faults.append(f"missing {_listed(missing)}")

@@ -541,7 +541,7 @@ def test_shapes_and_dtypes(config: dict[str, Any]) -> None:
     _, weights = built(case)
     for dtype in (mx.float32, mx.bfloat16):
         module = load_official(projections(config), weights, dtype)
-        context = module(mx.ones((1, 3, 24, 5), dtype), length=256)
+        context = module(mx.ones((1, 3, 24, 5)), length=256)
         assert context.video.dtype == context.audio.dtype == dtype
         assert context.video.shape == (1, 256, module.config.video.dim)
         assert context.audio.shape == (1, 256, module.config.audio.dim)

@@ -138,7 +138,7 @@ def hidden_states(
     local_mask = "causal" if tokens <= window else _sliding_mask(tokens, window)
     x = gemma.embed_tokens(ids)
     x = x * mx.array(args.hidden_size**0.5, x.dtype)
-    states = []
+    states: list[mx.array] = []
 
     def keep(state: mx.array) -> None:
         if on_layer is not None:

@@ -129,7 +129,7 @@ def _connector(section: Mapping[str, Any], heads: int, head_dim: int, layers: in
         raise WeightsError(
             f"config.transformer: rope_type {layout!r} is not known; expected 'split' or 'interleaved'."
         )
-    precision = "float64" if section.get("frequencies_precision") == "float64" else "float32"
+    precise = section.get("frequencies_precision") == "float64"
     positions = section.get("connector_positional_embedding_max_pos", [1])
     if len(positions) != 1:
         raise WeightsError(
@@ -142,7 +142,7 @@ def _connector(section: Mapping[str, Any], heads: int, head_dim: int, layers: in
         num_registers=int(section.get("connector_num_learnable_registers", 128)),
         max_position=float(positions[0]),
         gated=bool(section.get("connector_apply_gated_attention", False)),
-        rope=RopeConfig(10000.0, layout, precision),
+        rope=RopeConfig(10000.0, layout, "float64" if precise else "float32"),
     )
 
 
@@ -152,6 +152,10 @@ class SharedProjection(nn.Module):
     def __init__(self, config: TextProjectionsConfig):
         super().__init__()
         self.aggregate_embed = nn.Linear(config.width * config.num_states, config.width, bias=False)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.aggregate_embed.weight.dtype
 
     def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
         features = self.aggregate_embed(normalize_by_range(hidden))
@@ -166,6 +170,10 @@ class StreamProjections(nn.Module):
         wide = config.width * config.num_states
         self.video_aggregate_embed = nn.Linear(wide, config.video.dim)
         self.audio_aggregate_embed = nn.Linear(wide, config.audio.dim)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.video_aggregate_embed.weight.dtype
 
     def __call__(self, hidden: mx.array) -> tuple[mx.array, mx.array]:
         normed = normalize_by_rms(hidden)
@@ -252,7 +260,8 @@ class TextProjections(nn.Module):
         self.audio_embeddings_connector = EmbeddingsConnector(config.audio)
 
     def __call__(self, hidden: mx.array, *, length: int = CONTEXT_TOKENS) -> TextContext:
-        """hidden: (1, T, D, L) states of the real tokens -> contexts (1, length, dim) of both streams.
+        """hidden: (1, T, D, L) states of the real tokens -> contexts (1, length, dim) of both streams, in the
+        projection's dtype whatever that of the states.
 
         length: slots of the context, a multiple of the number of registers and at least T; 1024 officially.
         Raises: RequestError if the prompt does not fit, WeightsError if the states are another encoder's.
@@ -270,7 +279,7 @@ class TextProjections(nn.Module):
                 )
         if hidden.shape[1] > length:
             raise RequestError(f"the prompt has {hidden.shape[1]} tokens; at most {length} fit.")
-        video, audio = self.text_embedding_projection(hidden)
+        video, audio = self.text_embedding_projection(hidden.astype(self.text_embedding_projection.dtype))
         return TextContext(
             self.video_embeddings_connector(video, length), self.audio_embeddings_connector(audio, length)
         )

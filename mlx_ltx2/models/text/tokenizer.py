@@ -120,7 +120,7 @@ def _from_sentencepiece(folder: Path) -> PromptTokenizer:
 
     return PromptTokenizer(
         encode_text=encode,
-        decode_ids=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
+        decode_ids=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         bos_id=_required(vocabulary.get("<bos>"), path),
         end_of_turn_id=vocabulary.get("<end_of_turn>"),
         ids_end=max(vocabulary.values()) + 1,
