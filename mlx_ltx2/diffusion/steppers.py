@@ -175,8 +175,9 @@ def sde_step(
     ratio, down, up = sde_coefficients(following, eta)
     if up == 0:
         return target
-    slope = (x - target) / (sigma - following)
-    return ratio * (x - sigma * slope + down * slope) + up * noise
+    # Arranged so that close levels do not divide one small difference by another.
+    reach = (sigma - down) / (sigma - following)
+    return (ratio * (1 - reach)) * x + (ratio * reach) * target + up * noise
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,11 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_ltx2.diffusion import conditioning, state
+from mlx_ltx2.diffusion.denoisers import Evaluator, GuidedDenoiser
 from mlx_ltx2.diffusion.guidance import OFF, GuidanceParams
+from mlx_ltx2.diffusion.loop import denoise
+from mlx_ltx2.diffusion.noise import NoiseSource
+from mlx_ltx2.diffusion.steppers import make_stepper
 from mlx_ltx2.shapes import LatentShape
 from mlx_ltx2.states import LatentState, Modality, Perturbation, TextContext
 
@@ -268,3 +272,35 @@ NEW_SCENES = [
     Scene("batched passes", video=FULL, audio=STRONG, batch_size=3, seed=29),
 ]
 """Scenes for rules that only release 1.2.0 has; its results are recorded."""
+
+
+class SceneNoise(NoiseSource):
+    """The scene's sampler noise in place of drawn noise."""
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(seed=0)
+        object.__setattr__(self, "scene", scene)
+
+    def normal(self, modality, shape, stream="initial", step=0):
+        noise = self.scene.fresh_noise(modality, stream, step)
+        assert noise.shape == tuple(shape)
+        return noise
+
+    def normalized(self, modality, shape, stream, step):
+        return self.normal(modality, shape, stream, step)
+
+
+def run_scene(scene: Scene) -> tuple[np.ndarray, np.ndarray, int]:
+    """Final tokens of both streams by this package and the number of forward passes."""
+    video, audio = scene.states()
+    positive, negative = scene.contexts()
+    evaluator = Evaluator(ToyModel(), max_batch_size=scene.batch_size)
+    denoiser = GuidedDenoiser(evaluator, positive, negative, video=scene.video, audio=scene.audio)
+    stepper = make_stepper(scene.sampler, SceneNoise(scene))
+    after = denoise(denoiser, video, audio, scene.sigmas, stepper)
+    return np.array(after.video.latent), np.array(after.audio.latent), evaluator.evaluations
+
+
+def video_state_of(scene: Scene) -> LatentState:
+    """The noised video stream of a scene."""
+    return scene.states()[0]
