@@ -158,7 +158,7 @@ def test_official_config_shapes():
     assert (config.rate_hz, config.hop_length, config.n_fft, config.mel_bins) == (16000, 160, 1024, 64)
 
 
-@SLOWLY
+@settings(SLOWLY, max_examples=8)
 @given(cut=st.integers(1, 8), seed=st.integers(0, 2**16))
 def test_audio_vae_is_causal(cut, seed):
     encoder, decoder = tiny("encoder"), tiny("decoder")
