@@ -124,7 +124,7 @@ def test_against_diffusers(case, table):
 
 @pytest.mark.parametrize("name", ["flat-t2-batch2", "nested-t4-batch2", "nested-uneven-t5-batch2"])
 def test_bfloat16_weights(name, table):
-    """Rounded weights, float32 arithmetic, as in 1.2.0: the reference agrees if it is given the rounded values."""
+    """Rounded weights, float32 arithmetic, as in 1.2.0: the reference agrees, given the rounded values."""
     case = next(c for c in CASES if c.name == name)
     module, weights = built(case)
     inputs = case.inputs(case.rng())
