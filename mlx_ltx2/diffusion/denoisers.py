@@ -100,6 +100,9 @@ class Evaluator:
         for first in range(0, len(passes), at_once):
             group = passes[first : first + at_once]
             video, audio = self._velocities(states, sigma, group, enabled)
+            if len(passes) > at_once:
+                # Starts this pass without waiting; one graph of all passes might interleave their memory.
+                mx.async_eval([velocity for velocity in (video, audio) if velocity is not None])
             for index, item in enumerate(group):
                 rows = slice(index * batch, (index + 1) * batch)
                 predictions[item.name] = LatentPair(
