@@ -277,7 +277,9 @@ def _cases(generation: str) -> list[Case]:
     add("4 heads of 32 and 16", scene, heads=4, head_dim=32, audio_head_dim=16, layers=1)
     add("interleaved", scene, rope_type="interleaved")
     add("float32 frequencies", scene, frequencies_precision="float32")
-    add("no rope keys", scene, frequencies_precision=None, positional_embedding_max_pos=[8, 512, 512])
+    limits = {"positional_embedding_max_pos": [8, 512, 512], "audio_positional_embedding_max_pos": [9]}
+    add("other rope limits", scene, **limits)
+    add("gates at their own timestep scale", scene, av_ca_timestep_scale_multiplier=1)
     for name, skips in PERTURBATIONS.items():
         add(name, replace(scene, batch=len(skips), skips=skips, sigmas=(0.4, 0.4)), record=len(skips) > 1)
     add("self masks", replace(scene, batch=2, video_mask=True, audio_mask=True))

@@ -69,6 +69,7 @@ def diffusers_network(s: dict) -> LTX2VideoTransformer3DModel:
         caption_channels=s["caption_channels"],
         rope_type=s["rope_type"],
         use_prompt_embeddings=not s.get("caption_proj_before_connector", False),
+        cross_attn_timestep_scale_multiplier=s["av_ca_timestep_scale_multiplier"],
         perturbed_attn=True,
     )
 

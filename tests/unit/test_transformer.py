@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.models.layers import feed_forward
 from mlx_ltx2.models.layers.attention import Attention
-from mlx_ltx2.models.layers.feed_forward import FeedForward
+from mlx_ltx2.models.layers.feed_forward import FeedForward, gelu_tanh
 from mlx_ltx2.models.layers.rope import RopeConfig, build_rope, frequencies, midpoints
 from mlx_ltx2.models.transformer import Transformer, TransformerConfig, modulation
 from mlx_ltx2.models.transformer.modulation import Levels
@@ -437,3 +437,13 @@ def test_frequencies_span_the_ratio() -> None:
 def test_case_names_are_unique() -> None:
     names = [c.name for c in CASES + CASES_120]
     assert len(set(names)) == len(names)
+
+
+def test_gelu_is_rounded_once() -> None:
+    x = mx.linspace(-6, 6, 1001)
+    want = np.array(nn.gelu_approx(x), np.float64)
+    assert relative_error(np.array(gelu_tanh(x)), want) < 1e-6
+    narrow = gelu_tanh(x.astype(mx.bfloat16))
+    assert narrow.dtype == mx.bfloat16
+    exact = nn.gelu_approx(x.astype(mx.bfloat16).astype(mx.float32)).astype(mx.bfloat16)
+    assert relative_error(as_numpy(narrow), as_numpy(exact)) < 1e-4

@@ -89,20 +89,22 @@ def build_rope(
     if axes != len(max_positions):
         raise ValueError(f"positions have {axes} axes, max_positions {len(max_positions)}")
     grid = frequencies(config.theta, dim // (2 * axes), config.frequencies_precision)
-    cos = np.ones((batch, tokens, dim // 2), np.float32)
-    sin = np.zeros((batch, tokens, dim // 2), np.float32)
-    first = dim // 2 - axes * len(grid)
+    cosines, sines = [], []
     for axis, limit in enumerate(max_positions):
-        # Positions of one axis repeat across the grid, so the trigonometry is done once per distinct value.
+        # Positions of one axis repeat across the grid: sines once per distinct value, spread on the device.
         distinct, index = np.unique(positions[:, axis], return_inverse=True)
         fractions = distinct / np.float32(limit)
         angles = grid * (fractions[:, None] * np.float32(2) - np.float32(1))
-        index = index.reshape(batch, tokens)
-        cos[..., first + axis :: axes] = np.cos(angles)[index]
-        sin[..., first + axis :: axes] = np.sin(angles)[index]
+        spread = mx.array(index.reshape(batch, tokens).astype(np.int32))
+        cosines.append(mx.array(np.cos(angles)).astype(dtype)[spread])
+        sines.append(mx.array(np.sin(angles)).astype(dtype)[spread])
     pair_axis = -2 if config.layout == "split" else -1
-    shape = (batch, tokens, heads, dim // 2 // heads)
-    cos = np.expand_dims(cos.reshape(shape), pair_axis)
-    sin = np.expand_dims(sin.reshape(shape), pair_axis)
-    signed = np.concatenate([-sin, sin], axis=pair_axis)
-    return Rope(mx.array(cos).astype(dtype), mx.array(signed).astype(dtype), config.layout)
+    unrotated = dim // 2 - axes * len(grid)
+
+    def per_head(parts: list[mx.array], padding: float) -> mx.array:
+        table = mx.stack(parts, axis=-1).reshape(batch, tokens, -1)
+        table = mx.pad(table, [(0, 0), (0, 0), (unrotated, 0)], constant_values=padding)
+        return mx.expand_dims(table.reshape(batch, tokens, heads, -1), pair_axis)
+
+    sin = per_head(sines, 0)
+    return Rope(per_head(cosines, 1), mx.concatenate([-sin, sin], axis=pair_axis), config.layout)

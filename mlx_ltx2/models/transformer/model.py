@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from mlx_ltx2.models.layers.feed_forward import gelu_tanh
 from mlx_ltx2.models.layers.rope import Rope, build_rope, midpoints
 from mlx_ltx2.models.transformer.block import (
     CrossInputs,
@@ -49,11 +50,12 @@ class CaptionProjection(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(nn.gelu_approx(self.linear_1(x)))
+        return self.linear_2(gelu_tanh(self.linear_1(x)))
 
 
 def self_attention_bias(mask: mx.array, dtype: mx.Dtype) -> mx.array:
     """(B, N, N) attention strengths in [0, 1] -> (B, 1, N, N) additive: log, lowest number for 0."""
+    # Clamped, because a device that flushes subnormal numbers would make their log infinite.
     smallest = float(np.finfo(np.float32).tiny)
     bias = mx.where(mask > 0, mx.log(mx.maximum(mask, smallest)), mx.finfo(dtype).min)
     return bias.astype(dtype)[:, None]
