@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from mlx_ltx2.errors import (
@@ -14,6 +13,7 @@ from mlx_ltx2.errors import (
     ShapeError,
     WeightsError,
 )
+from mlx_ltx2.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from mlx_ltx2.generate import LTX2Pipeline, generate
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from mlx_ltx2.stages.write import Clip
     from mlx_ltx2.states import Waveform
     from mlx_ltx2.weights.load import load_component
-
-try:
-    __version__ = version("mlx-ltx2")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0"
 
 __all__ = [
     "Clip",

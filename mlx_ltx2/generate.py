@@ -23,6 +23,7 @@ from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_componen
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
 from mlx_ltx2.stages.write import Clip, stream_clip
 from mlx_ltx2.states import DenoisedPair, Waveform
+from mlx_ltx2.version import VERSION
 from mlx_ltx2.weights.networks import Networks
 
 DEFAULT_MODEL = "Lightricks/LTX-2.3"
@@ -79,8 +80,11 @@ class LTX2Pipeline:
         Raises: WeightsError, ResourceError.
         """
         folder = open_model(model, quantize=quantize, progress=progress or SilentProgress())
-        encoder = None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
-        return cls(Networks(folder, encoder, dtype), str(model), memory_limit=memory_limit)
+        encoder = (
+            None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
+        )
+        networks = Networks(folder, encoder, dtype, *([progress.note] if progress else []))
+        return cls(networks, str(model), memory_limit=memory_limit)
 
     def card(self, request: Request) -> parts.ModelCard:
         """What recipes may know about this model."""
@@ -129,9 +133,12 @@ class LTX2Pipeline:
     def execute(self, plan: Plan, output: Output, session: Session, output_type: str = "frames") -> Clip:
         """Run a plan that was made before, and write what comes out."""
         if output_type not in OUTPUT_TYPES:
-            raise RequestError(f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}.")
+            raise RequestError(
+                f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}."
+            )
         _check_outputs(plan, output)
         self.networks.check(*required_components(plan))
+        self.networks.check_loras(use.path for stage in plan.stages for use in stage.loras if use.strength)
         for note in plan.notes:
             session.progress.note(note)
         with memory.limits(memory_bytes=self.memory_limit):
@@ -187,7 +194,9 @@ def _write_video(clip: Clip, chunks: Any, output: Output, session: Session) -> N
 def _check_outputs(plan: Plan, output: Output) -> None:
     if output.path is not None:
         check_writable(
-            output.path, num_frames=plan.shape.frames if plan.video_out else None, sound_only=not plan.video_out
+            output.path,
+            num_frames=plan.shape.frames if plan.video_out else None,
+            sound_only=not plan.video_out,
         )
     if output.audio_path is not None:
         if plan.audio_from is None:
@@ -213,19 +222,19 @@ def first_noise(
             continue
         array = mx.array(value).astype(mx.float32)
         if array.ndim != rank:
-            raise RequestError(f"{name} latents of shape {array.shape}: {rank} axes are needed, channels last.")
+            raise RequestError(
+                f"{name} latents of shape {array.shape}: {rank} axes are needed, channels last."
+            )
         noise[(name, "initial", 0)] = np.array(tokens(array))
     return noise
 
 
 def record(plan: Plan) -> Mapping[str, str]:
     """What a finished file says about how it was made."""
-    from mlx_ltx2 import __version__
-
     values = {"prompt": plan.prompt, "seed": str(plan.seed), "model": plan.model, "pipeline": plan.pipeline}
     if plan.negative_prompt:
         values["negative_prompt"] = plan.negative_prompt
-    return {**values, "tool": f"mlx-ltx2 {__version__}", "request": as_json(plan.request), "plan": plan.to_json()}
+    return {**values, "tool": f"mlx-ltx2 {VERSION}", "request": as_json(plan.request), "plan": plan.to_json()}
 
 
 def generate(
@@ -239,7 +248,7 @@ def generate(
 ) -> Clip:
     """Make one clip; see `LTX2Pipeline.from_pretrained` for `model` and `LTX2Pipeline.__call__` for the options.
 
-        clip = generate("A red kite over a beach", model="LTX-2-distilled", image="kite.jpg", output="kite.mp4")
+    clip = generate("A red kite over a beach", model="LTX-2-distilled", image="kite.jpg", output="kite.mp4")
     """
     shown = make_progress(progress) if isinstance(progress, str) else progress
     pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, progress=shown)

@@ -25,7 +25,9 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else base / "mlx-ltx2"
 
 
-def open_model(model: str | Path, *, quantize: int | None = None, progress: Progress, variant: str | None = None) -> ModelFolder:
+def open_model(
+    model: str | Path, *, quantize: int | None = None, progress: Progress, variant: str | None = None
+) -> ModelFolder:
     """A converted model for whatever names one.
 
     model: a converted folder; a hub id of a converted or an official model; an official file or a folder that holds one;
@@ -63,7 +65,9 @@ def open_text_encoder(source: str | Path, progress: Progress) -> Path:
     raise WeightsError(f"{source}: there is no such folder, and it is no hub id; give a Gemma 3 folder.")
 
 
-def _converted(source: str | Path, quantize: int | None, progress: Progress, variant: str | None) -> ModelFolder:
+def _converted(
+    source: str | Path, quantize: int | None, progress: Progress, variant: str | None
+) -> ModelFolder:
     """Convert once into the cache; the converter recognises a finished one by its source."""
     output = cache_folder() / _shelf_name(source, quantize, variant)
     if not is_model_folder(output):

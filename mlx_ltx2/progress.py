@@ -19,7 +19,9 @@ Advance = Callable[[int], None]
 
 
 class Progress(Protocol):
-    def phase(self, name: str, total: int | None = None, unit: str = "step") -> contextlib.AbstractContextManager[Advance]:
+    def phase(
+        self, name: str, total: int | None = None, unit: str = "step"
+    ) -> contextlib.AbstractContextManager[Advance]:
         """Context of one phase; the function it yields advances the phase by n units."""
         ...
 

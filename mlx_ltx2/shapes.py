@@ -123,6 +123,8 @@ def check_video_shape(shape: VideoShape, *, two_stage: bool, scale: VideoScale =
     check_frames(shape.frames, scale)
     check_fps(shape.fps)
     if max(shape.height, shape.width) > 8192:
-        raise ShapeError(f"{shape.width}x{shape.height} is larger than the model's positions allow; use at most 8192.")
+        raise ShapeError(
+            f"{shape.width}x{shape.height} is larger than the model's positions allow; use at most 8192."
+        )
     if shape.frames > 8 * 512 + 1:
         raise ShapeError(f"num_frames {shape.frames} is beyond any useful clip; use at most {8 * 512 + 1}.")

@@ -13,14 +13,24 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @click.command("convert", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--source", "--hf-path", required=True, help="Official file, a folder that holds one, or a hub id.")
+@click.option(
+    "--source", "--hf-path", required=True, help="Official file, a folder that holds one, or a hub id."
+)
 @click.option("--output", "--mlx-path", required=True, help="Folder to write.")
-@click.option("--variant", type=click.Choice(["distilled", "dev"]), default=None, help="Which checkpoint of several.")
+@click.option(
+    "--variant", type=click.Choice(["distilled", "dev"]), default=None, help="Which checkpoint of several."
+)
 @click.option("-q", "--quantize", is_flag=True, help="Quantize the transformer's large layers.")
 @click.option("--q-bits", type=int, default=None, help="2, 3, 4, 5, 6 or 8 (default 8).")
 @click.option("--q-group-size", type=int, default=None, help="32, 64 or 128 (default 64).")
 @click.option("--q-mode", default="affine", show_default=True, help="affine, mxfp4, mxfp8 or nvfp4.")
-@click.option("--dtype", type=click.Choice(DTYPES), default="bfloat16", show_default=True, help="Of what is not quantized.")
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="bfloat16",
+    show_default=True,
+    help="Of what is not quantized.",
+)
 @click.option("--keep-dtype", is_flag=True, help="Keep every tensor's stored type instead.")
 @click.option("--text-encoder", default=None, help="Gemma 3 folder or hub id to bring along.")
 @click.option("--no-text-encoder", is_flag=True, help="Leave the text encoder out.")
@@ -29,7 +39,15 @@ DTYPES = ("bfloat16", "float16", "float32")
 @click.option("--overwrite", is_flag=True, help="Replace another model in the folder.")
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
-def command(source: str, output: str, keep_dtype: bool, no_text_encoder: bool, progress: str | None, quiet: bool, **given: Any) -> None:
+def command(
+    source: str,
+    output: str,
+    keep_dtype: bool,
+    no_text_encoder: bool,
+    progress: str | None,
+    quiet: bool,
+    **given: Any,
+) -> None:
     """Split an official checkpoint into a model folder, once.
 
     \b

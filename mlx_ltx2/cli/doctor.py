@@ -14,8 +14,8 @@ def command() -> None:
     """Check this machine and say what it can run."""
     import mlx.core as mx
 
-    from mlx_ltx2 import __version__
     from mlx_ltx2.library import cache_folder
+    from mlx_ltx2.version import VERSION
 
     info = mx.device_info()
     memory = int(info.get("memory_size", 0))
@@ -23,7 +23,7 @@ def command() -> None:
     folder = cache_folder()
     there = next(p for p in (folder, *folder.parents) if p.exists())
     facts = {
-        "mlx-ltx2": __version__,
+        "mlx-ltx2": VERSION,
         "Python": sys.version.split()[0],
         "mlx": mx.__version__,
         "machine": f"{platform.system()} {platform.machine()}",

@@ -20,7 +20,9 @@ IGNORED = ("stream", "no_fp8")
 @opts.model_options
 @opts.output_options
 @opts.report_options
-@click.option("--list-lora-files", metavar="REPO", default=None, help="List the LoRA files of a hub repo and stop.")
+@click.option(
+    "--list-lora-files", metavar="REPO", default=None, help="List the LoRA files of a hub repo and stop."
+)
 @click.option("--max-tokens", type=int, default=None, help="Longest prompt that --enhance-prompt may write.")
 @click.option("--temperature", type=float, default=None, help="How freely --enhance-prompt writes.")
 def command(list_lora_files: str | None, **given: Any) -> None:
@@ -44,7 +46,9 @@ def _list_loras(repo: str) -> None:
             click.echo(f"{file.nbytes / 1e6:10.1f} MB  {file.name}")
 
 
-def split_options(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+def split_options(
+    given: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     """All parsed options -> those of the request, the model, the output and the report."""
     report = {name: given.pop(name) for name in ("progress", "verbose", "quiet")}
     output = {name: given.pop(name) for name in OUTPUT_FIELDS if name in given}
@@ -75,7 +79,11 @@ def run(given: dict[str, Any]) -> None:
     target = Path(output["output"] or ("output.mp4" if plan.video_out else "output.wav"))
     sound = output["output_audio"]
     wanted = Output(
-        target, None if sound is None else Path(sound), output["save_frames"], output["crf"] or 19, keep_frames=False
+        target,
+        None if sound is None else Path(sound),
+        output["save_frames"],
+        output["crf"] or 19,
+        keep_frames=False,
     )
     clip = pipeline.execute(plan, wanted, Session(progress))
     if report["progress"] != "json":

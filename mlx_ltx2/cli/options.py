@@ -157,7 +157,13 @@ image_options = _stack(
 )  # fmt: skip
 
 audio_options = _stack(
-    O("--audio/--no-audio", "-a", "audio", default=None, help="Generate sound (default), or leave the audio half out."),
+    O(
+        "--audio/--no-audio",
+        "-a",
+        "audio",
+        default=None,
+        help="Generate sound (default), or leave the audio half out.",
+    ),
     O("--audio-file", "--audio-path", "audio_file", default=None, help="Sound that the picture follows."),
     O("--audio-start-time", type=float, default=None, help="Seconds into the file."),
     O("--audio-max-duration", type=float, default=None, help="Seconds of it at most."),
@@ -230,7 +236,7 @@ def request_values(options: dict[str, Any]) -> dict[str, Any]:
     strength = options.pop("lora_strength", None)
     values: dict[str, Any] = {}
     for name, value in options.items():
-        if value is None or value is False and name != "audio" or value == ():
+        if value is None or (value is False and name != "audio") or value == ():
             continue
         if name in _INVERTED:
             values[_INVERTED[name]] = False

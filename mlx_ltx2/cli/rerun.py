@@ -19,7 +19,14 @@ from mlx_ltx2.errors import RequestError
 @click.option("--model", default=None, help="Where the model is now.")
 @click.option("--progress", type=click.Choice(["bar", "json", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
-def command(clip: str, changes: tuple[str, ...], output: str | None, model: str | None, progress: str | None, quiet: bool) -> None:
+def command(
+    clip: str,
+    changes: tuple[str, ...],
+    output: str | None,
+    model: str | None,
+    progress: str | None,
+    quiet: bool,
+) -> None:
     """Make CLIP again from what it says about itself; with the CPU backend, to the same bytes."""
     from mlx_ltx2.cli.generate import summary
     from mlx_ltx2.generate import LTX2Pipeline, Output
@@ -29,14 +36,20 @@ def command(clip: str, changes: tuple[str, ...], output: str | None, model: str 
 
     stored = read_metadata(clip)
     if "request" not in stored:
-        raise RequestError(f"{clip} does not say how it was made; it is no clip of this program, or was re-encoded.")
+        raise RequestError(
+            f"{clip} does not say how it was made; it is no clip of this program, or was re-encoded."
+        )
     request = {**json.loads(stored["request"]), **dict(_change(c) for c in changes)}
     shown = make_progress(opts.progress_style(progress, quiet))
-    pipeline = LTX2Pipeline.from_pretrained(model or stored["model"], text_encoder=stored.get("text_encoder"), progress=shown)
+    pipeline = LTX2Pipeline.from_pretrained(
+        model or stored["model"], text_encoder=stored.get("text_encoder"), progress=shown
+    )
     plan = pipeline.plan(request.pop("prompt"), **request)
     source = Path(clip)
     target = Path(output) if output else source.with_name(f"{source.stem}-rerun{source.suffix}")
-    done = pipeline.execute(plan, Output(target, crf=float(stored.get("crf", 19)), keep_frames=False), Session(shown))
+    done = pipeline.execute(
+        plan, Output(target, crf=float(stored.get("crf", 19)), keep_frames=False), Session(shown)
+    )
     click.echo(summary(done))
 
 

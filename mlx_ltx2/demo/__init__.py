@@ -15,12 +15,12 @@ def demo_model(progress: Progress, variant: str = "distilled") -> Path:
 
     variant: "distilled" or "dev". Raises: WeightsError, ResourceError.
     """
-    from mlx_ltx2 import __version__
     from mlx_ltx2.demo.tiny import write_tiny_checkpoint
     from mlx_ltx2.library import cache_folder, convert_with_progress
+    from mlx_ltx2.version import VERSION
     from mlx_ltx2.weights.index import is_model_folder
 
-    output = cache_folder() / f"demo-{variant}-{__version__}"
+    output = cache_folder() / f"demo-{variant}-{VERSION}"
     if is_model_folder(output):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)

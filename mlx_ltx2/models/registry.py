@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.nn as nn
+from mlx import nn
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def _upsampler(config: Mapping[str, Any]) -> nn.Module:
 _VAE_STATISTICS = {"vae.per_channel_statistics.": "per_channel_statistics."}
 _AUDIO_STATISTICS = {"audio_vae.per_channel_statistics.": "per_channel_statistics."}
 _CONNECTORS = {
-    f"model.diffusion_model.{m}_embeddings_connector.": f"{m}_embeddings_connector." for m in ("video", "audio")
+    f"model.diffusion_model.{m}_embeddings_connector.": f"{m}_embeddings_connector."
+    for m in ("video", "audio")
 }
 
 COMPONENTS: dict[str, Component] = {
@@ -89,13 +90,25 @@ COMPONENTS: dict[str, Component] = {
             {"text_embedding_projection.": "text_embedding_projection.", **_CONNECTORS},
             _text_projections,
         ),
-        Component("video_encoder", "vae/encoder", "vae", {"vae.encoder.": "", **_VAE_STATISTICS}, _video_encoder),
-        Component("video_decoder", "vae/decoder", "vae", {"vae.decoder.": "", **_VAE_STATISTICS}, _video_decoder),
         Component(
-            "audio_encoder", "audio_vae/encoder", "audio_vae", {"audio_vae.encoder.": "", **_AUDIO_STATISTICS}, _audio_encoder
+            "video_encoder", "vae/encoder", "vae", {"vae.encoder.": "", **_VAE_STATISTICS}, _video_encoder
         ),
         Component(
-            "audio_decoder", "audio_vae/decoder", "audio_vae", {"audio_vae.decoder.": "", **_AUDIO_STATISTICS}, _audio_decoder
+            "video_decoder", "vae/decoder", "vae", {"vae.decoder.": "", **_VAE_STATISTICS}, _video_decoder
+        ),
+        Component(
+            "audio_encoder",
+            "audio_vae/encoder",
+            "audio_vae",
+            {"audio_vae.encoder.": "", **_AUDIO_STATISTICS},
+            _audio_encoder,
+        ),
+        Component(
+            "audio_decoder",
+            "audio_vae/decoder",
+            "audio_vae",
+            {"audio_vae.decoder.": "", **_AUDIO_STATISTICS},
+            _audio_decoder,
         ),
         Component("vocoder", "vocoder", "vocoder", {"vocoder.": ""}, _vocoder),
         Component("spatial_upsampler", "upsampler/spatial-x2", None, {"": ""}, _upsampler),

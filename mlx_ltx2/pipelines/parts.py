@@ -60,7 +60,9 @@ def check_request(filled: Filled, card: ModelCard) -> None:
     if filled.sampler not in SAMPLERS:
         raise RequestError(f"sampler {filled.sampler!r} does not exist; choose one of {', '.join(SAMPLERS)}.")
     if filled.image_mode not in IMAGE_MODES:
-        raise RequestError(f"image mode {filled.image_mode!r} does not exist; choose one of {', '.join(IMAGE_MODES)}.")
+        raise RequestError(
+            f"image mode {filled.image_mode!r} does not exist; choose one of {', '.join(IMAGE_MODES)}."
+        )
     if filled.audio_file is not None and not filled.audio:
         raise RequestError("an audio file was given together with no audio; drop one of the two.")
     for name in ("image_strength", "audio_strength", "attention_strength", "denoising_strength"):
@@ -91,7 +93,11 @@ def _check_numbers(filled: Filled) -> None:
 
 
 def _refuse_guidance(filled: Filled) -> None:
-    wanted = [n for n in ("cfg_scale", "audio_cfg_scale", "stg_scale", "audio_stg_scale") if filled.origin.get(n) == "given"]
+    wanted = [
+        n
+        for n in ("cfg_scale", "audio_cfg_scale", "stg_scale", "audio_stg_scale")
+        if filled.origin.get(n) == "given"
+    ]
     off = {"cfg_scale": 1, "audio_cfg_scale": 1, "stg_scale": 0, "audio_stg_scale": 0}
     asked = [n for n in wanted if getattr(filled, n) != off[n]]
     guided = filled.pipeline in ("one-stage", "two-stage", "two-stage-hq", "keyframes")
@@ -145,7 +151,9 @@ def images(filled: Filled, card: ModelCard) -> tuple[ImageUse, ...]:
     for image in filled.images:
         frame = image.frame + filled.num_frames if image.frame < 0 else image.frame
         if not 0 <= frame < filled.num_frames:
-            raise RequestError(f"image {image.path} at frame {image.frame}: the clip has frames 0 to {filled.num_frames - 1}.")
+            raise RequestError(
+                f"image {image.path} at frame {image.frame}: the clip has frames 0 to {filled.num_frames - 1}."
+            )
         if any(u.frame == frame for u in uses):
             raise RequestError(f"two images are given for frame {frame}; give one.")
         strength = filled.image_strength if image.strength is None else image.strength
@@ -163,7 +171,9 @@ def _image_mode(filled: Filled, card: ModelCard, frame: int) -> str:
         return "replace" if frame == 0 else "keyframe"
     step = card.traits.video_scale.time
     if mode == "replace" and frame and (frame - 1) % step:
-        raise RequestError(f"image at frame {frame}: replacing works at frame 0 and frames {step}k+1; use mode keyframe.")
+        raise RequestError(
+            f"image at frame {frame}: replacing works at frame 0 and frames {step}k+1; use mode keyframe."
+        )
     return mode
 
 
@@ -205,7 +215,9 @@ def distillation(filled: Filled, card: ModelCard) -> tuple[LoraUse, ...]:
             f"pipeline {filled.pipeline} needs a distilled model, and {card.name} is a dev model without its distilled "
             "LoRA; use --pipeline dev, give --distilled-lora FILE, or use the distilled model."
         )
-    return (LoraUse(str(given.path if given else card.distilled_lora), float(given.strength if given else 1.0)),)
+    return (
+        LoraUse(str(given.path if given else card.distilled_lora), float(given.strength if given else 1.0)),
+    )
 
 
 def audio_input(filled: Filled) -> dict[str, Any] | None:
@@ -226,7 +238,9 @@ def audio_stream(filled: Filled, params: GuidanceParams | None, **later: Any) ->
         return None
     if filled.audio_file is not None:
         whole = filled.audio_strength == 1
-        return StreamPlan(start="input", noise_scale=0.0 if whole else 1.0, frozen=whole, strength=filled.audio_strength)
+        return StreamPlan(
+            start="input", noise_scale=0.0 if whole else 1.0, frozen=whole, strength=filled.audio_strength
+        )
     return StreamPlan(guidance=params, **later)
 
 
@@ -254,7 +268,9 @@ def references(filled: Filled, card: ModelCard) -> tuple[ReferenceUse, ...]:
     for reference in filled.references:
         check_share("reference strength", reference.strength)
     return tuple(
-        ReferenceUse(str(r.path), float(r.strength), *factors.values(), float(filled.attention_strength), mask)
+        ReferenceUse(
+            str(r.path), float(r.strength), *factors.values(), float(filled.attention_strength), mask
+        )
         for r in filled.references
     )
 
@@ -262,7 +278,9 @@ def references(filled: Filled, card: ModelCard) -> tuple[ReferenceUse, ...]:
 def notes(filled: Filled, shape: VideoShape) -> tuple[str, ...]:
     found = []
     if shape.seconds > MAX_SECONDS:
-        found.append(f"{shape.seconds:.1f} s is longer than the {MAX_SECONDS:g} s the model was trained for; expect drift")
+        found.append(
+            f"{shape.seconds:.1f} s is longer than the {MAX_SECONDS:g} s the model was trained for; expect drift"
+        )
     if filled.audio_file is not None and filled.origin.get("audio_cfg_scale") == "given":
         found.append("audio guidance has no effect: the audio is given, not generated")
     return tuple(found)
@@ -272,7 +290,10 @@ def assemble(
     filled: Filled, card: ModelCard, stages: tuple[StagePlan, ...], audio_from: int | str | None, **more: Any
 ) -> Plan:
     """The plan around a recipe's stages."""
-    tiling = {"mode": filled.tiling, **{k: getattr(filled, k) for k in _TILE_SIZES if getattr(filled, k) is not None}}
+    tiling = {
+        "mode": filled.tiling,
+        **{k: getattr(filled, k) for k in _TILE_SIZES if getattr(filled, k) is not None},
+    }
     last = stages[-1]
     guided = any("uncond" in s.passes for s in stages)
     upscaler = None if filled.spatial_upscaler is None else str(Path(filled.spatial_upscaler))

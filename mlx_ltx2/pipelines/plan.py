@@ -102,7 +102,10 @@ def _describe_stage(number: int, stage: StagePlan, video: VideoScale, audio: Aud
     for name, stream in (("video", stage.video), ("audio", stage.audio)):
         if stream and stream.guidance:
             lines.append(f"          {name} guidance {_describe_guidance(stream.guidance)}")
-    lines += [f"          image {i.path} at frame {i.frame}, strength {i.strength:g}, {i.mode}" for i in stage.images]
+    lines += [
+        f"          image {i.path} at frame {i.frame}, strength {i.strength:g}, {i.mode}"
+        for i in stage.images
+    ]
     lines += [f"          reference {r.path}, strength {r.strength:g}" for r in stage.references]
     lines += [f"          LoRA {lora.path}, strength {lora.strength:g}" for lora in stage.loras]
     return lines
@@ -116,5 +119,7 @@ def _describe_audio(plan: Plan) -> str:
     if plan.audio_from is None:
         return "none"
     if isinstance(plan.audio_from, str):
-        return {"input": "the given recording, unchanged", "source": "the source clip's own track"}[plan.audio_from]
+        return {"input": "the given recording, unchanged", "source": "the source clip's own track"}[
+            plan.audio_from
+        ]
     return f"generated in stage {plan.audio_from + 1}"

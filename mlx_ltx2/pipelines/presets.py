@@ -96,7 +96,10 @@ def defaults(pipeline: str, traits: Traits) -> dict[str, Any]:
     if pipeline in UNGUIDED or (pipeline in ("retake", "extend") and traits.distilled):
         table |= {"sigmas": DISTILLED_SIGMAS, "steps": len(DISTILLED_SIGMAS) - 1, **_guidance(None, traits)}
     else:
-        table |= {"steps": 15 if pipeline == "two-stage-hq" else _STEPS[traits.generation], **_guidance(pipeline, traits)}
+        table |= {
+            "steps": 15 if pipeline == "two-stage-hq" else _STEPS[traits.generation],
+            **_guidance(pipeline, traits),
+        }
     return table
 
 
@@ -132,7 +135,10 @@ def fill(request: Request, traits: Traits) -> Filled:
         elif given is not None:
             values[name], origin[name] = given, "given"
         else:
-            values[name], origin[name] = default, "model" if name in traits.recommended else f"{pipeline} {traits.generation}"
+            values[name], origin[name] = (
+                default,
+                "model" if name in traits.recommended else f"{pipeline} {traits.generation}",
+            )
     if request.steps is not None and request.sigmas is None and values.get("sigmas") is not None:
         _check_distilled_steps(request.steps, len(values["sigmas"]) - 1)
     return Filled(request, values, origin)

@@ -76,7 +76,7 @@ class Run:
         ships; None where there are none."""
         positive, negative = self._contexts()
         media = self._encode()
-        transformers = _Transformers(self.networks)
+        transformers = _Transformers(self.networks, self.session.progress)
         video = audio = shipped = None
         for number, stage in enumerate(self.plan.stages):
             video = self._upsampled(video, stage)
@@ -166,7 +166,10 @@ class Run:
         stage, session = self.plan.stages[number], self.session
         noise = NoiseSource(self.plan.seed, number, session.noise.get(number, {}))
         steps = len(stage.sigmas) - 1
-        with phase(f"denoise {stage.name}", session.report), session.progress.phase(stage.name, steps) as advance:
+        with (
+            phase(f"denoise {stage.name}", session.report),
+            session.progress.phase(stage.name, steps) as advance,
+        ):
             network = transformer()
             states = self._started(number, media, previous, noise, network.dtype)
             on_step = self._on_step(stage, advance)
@@ -197,17 +200,32 @@ class Run:
             )
             items = media.video_items(number, stage, traits)
             video = started(
-                state, "video", noise, noise_scale=stage.video.noise_scale, items=items, frozen=stage.video.frozen
+                state,
+                "video",
+                noise,
+                noise_scale=stage.video.noise_scale,
+                items=items,
+                frozen=stage.video.frozen,
             )
         if stage.audio:
             start = media.start_of(stage.audio, "audio", number, previous[1])
             bins, channels = traits.audio_latent
             state = audio_state(
-                sizes.audio_latents, latent=start, bins=bins, channels=channels, dtype=dtype, scale=traits.audio_scale
+                sizes.audio_latents,
+                latent=start,
+                bins=bins,
+                channels=channels,
+                dtype=dtype,
+                scale=traits.audio_scale,
             )
             items = media.audio_items(stage)
             audio = started(
-                state, "audio", noise, noise_scale=stage.audio.noise_scale, items=items, frozen=stage.audio.frozen
+                state,
+                "audio",
+                noise,
+                noise_scale=stage.audio.noise_scale,
+                items=items,
+                frozen=stage.audio.frozen,
             )
         return StatePair(video, audio)
 
@@ -232,8 +250,9 @@ class Run:
 class _Transformers:
     """Keeps the transformer from one stage to the next while both want the same one."""
 
-    def __init__(self, networks: Networks):
+    def __init__(self, networks: Networks, progress: Progress):
         self._networks = networks
+        self._say = progress.note
         self._key: tuple[bool, bool, tuple[tuple[str, float], ...]] | None = None
         self._resident: Resident | None = None
 
@@ -244,7 +263,9 @@ class _Transformers:
             self.free()
             self._key = key
             self._resident = Resident(
-                lambda: self._networks.load_transformer(video=key[0], audio=key[1], loras=key[2])
+                lambda: self._networks.load_transformer(
+                    video=key[0], audio=key[1], loras=key[2], say=self._say
+                )
             )
         return self._resident
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
+from mlx import nn
 
 from mlx_ltx2.memory import PeakReport, phase, resident
 from mlx_ltx2.models.audio_vae import AudioDecoder

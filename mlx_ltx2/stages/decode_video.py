@@ -77,5 +77,3 @@ def _tile_decoder(
         return pixels
 
     return run
-
-

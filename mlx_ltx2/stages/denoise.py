@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-
 from mlx_ltx2.diffusion.denoisers import Denoiser, Evaluator, GuidedDenoiser, SimpleDenoiser
 from mlx_ltx2.diffusion.guidance import OFF, GuidanceParams
 from mlx_ltx2.diffusion.loop import OnStep
@@ -66,7 +65,7 @@ def denoise(
     """
     dtype = next(s.latent.dtype for s in states if s is not None)
 
-    def rope(video, audio):  # noqa: ANN001, ANN202 - the signature is RopeBuilder's
+    def rope(video, audio):
         return transformer.rope(video, audio, dtype)
 
     evaluator = Evaluator(transformer, rope, settings.max_batch_size)
@@ -84,5 +83,3 @@ def _denoiser(evaluator: Evaluator, settings: Guided) -> Denoiser:
         video=settings.video or OFF,
         audio=settings.audio or OFF,
     )
-
-

@@ -43,12 +43,16 @@ class Media:
     """
 
     images: Mapping[int, Sequence[tuple[ImageUse, mx.array]]] = field(default_factory=dict)
-    references: Mapping[int, Sequence[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = field(default_factory=dict)
+    references: Mapping[int, Sequence[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = field(
+        default_factory=dict
+    )
     video: Mapping[int, mx.array] = field(default_factory=dict)
     audio: mx.array | None = None
     waveform: Waveform | None = None
 
-    def start_of(self, stream: StreamPlan, kind: str, number: int, previous: mx.array | None) -> mx.array | None:
+    def start_of(
+        self, stream: StreamPlan, kind: str, number: int, previous: mx.array | None
+    ) -> mx.array | None:
         """Initial latents of a stream, None for plain noise."""
         if stream.start == "previous":
             return previous
@@ -117,7 +121,8 @@ def encode_video_inputs(
         for number, stage in enumerate(stages):
             shape = stage.shape
             images[number] = [
-                (use, encoded(prepare_image(use.path, shape.height, shape.width, use.crf))) for use in stage.images
+                (use, encoded(prepare_image(use.path, shape.height, shape.width, use.crf)))
+                for use in stage.images
             ]
             references[number] = [_reference(use, shape, traits, encoded) for use in stage.references]
             if _wants_source(stage) and source is not None:
@@ -152,7 +157,9 @@ def _reference(
         return use, latent, None
     mask = resize_and_crop(read_frames(use.mask, max_frames=len(frames)), shape.height, shape.width)
     if len(mask) != len(frames):
-        raise MediaError(f"mask {use.mask} has {len(mask)} frames, the reference has {len(frames)}; give equally many.")
+        raise MediaError(
+            f"mask {use.mask} has {len(mask)} frames, the reference has {len(frames)}; give equally many."
+        )
     return use, latent, attention_weights(mask.mean(axis=-1) / 255, *latent.shape[1:4])
 
 

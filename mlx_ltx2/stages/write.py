@@ -50,7 +50,9 @@ class Clip:
                 raise RequestError("this clip has no sound to write into a .wav file.")
             write_wav(path, self.audio, metadata=self.metadata)
         elif self.frames is None:
-            raise RequestError("this clip holds no frames; generate it without output_type='latent' and keep_frames=False.")
+            raise RequestError(
+                "this clip holds no frames; generate it without output_type='latent' and keep_frames=False."
+            )
         else:
             with ClipWriter(path, fps=self.fps, crf=crf, audio=self.audio, metadata=self.metadata) as writer:
                 writer.write(self.frames)

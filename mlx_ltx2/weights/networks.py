@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+from mlx import nn
 
-from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.traits import Traits
 from mlx_ltx2.weights.index import TEXT_ENCODER, ModelFolder
-from mlx_ltx2.weights.header import read_header
-from mlx_ltx2.weights.load import load_component, load_statistics
+from mlx_ltx2.weights.load import load_component, load_statistics, read_shards
+from mlx_ltx2.weights.lora import (
+    Say,
+    Shape,
+    apply_loras,
+    lora_hash,
+    match_lora,
+    resolve_lora,
+    silent,
+    stored_shapes,
+)
+from mlx_ltx2.weights.lora_keys import read_lora
 from mlx_ltx2.weights.text_encoder import TextEncoder, TextEncoderInfo, check_text_encoder, load_text_encoder
 
 UPSAMPLERS = {
@@ -29,11 +38,12 @@ UPSAMPLERS = {
 @dataclass(frozen=True)
 class Networks:
     """model: a converted folder. text_encoder: a Gemma folder that replaces the model's own. dtype: of the weights to
-    compute in, None for the stored one; the vocoder always computes in float32."""
+    compute in, None for the stored one; the vocoder always computes in float32. say: takes remarks, such as downloads."""
 
     model: ModelFolder
     text_encoder: Path | None = None
     dtype: mx.Dtype | None = None
+    say: Say = field(default=silent, compare=False)
 
     @property
     def traits(self) -> Traits:
@@ -60,11 +70,38 @@ class Networks:
         """Any component but the transformer and the text encoder."""
         return load_component(self.model, name, dtype=self.dtype)
 
-    def load_transformer(self, *, video: bool, audio: bool, loras: Sequence[tuple[str, float]] = ()) -> Any:
-        """The transformer, with only the streams asked for; the other stream's weights are never read."""
-        if loras:
-            raise WeightsError("LoRAs are not supported yet.")
-        return load_component(self.model, "transformer", dtype=self.dtype, video=video, audio=audio)
+    def load_transformer(
+        self, *, video: bool, audio: bool, loras: Iterable[tuple[str, float]] = (), say: Say | None = None
+    ) -> Any:
+        """The transformer, with only the streams asked for; the other stream's weights are never read.
+
+        loras: (file, folder or hub id, strength), applied to the weights as stored. say: is told what each one changed.
+        """
+        say = say or self.say
+        network = load_component(self.model, "transformer", dtype=self.dtype, video=video, audio=audio)
+        files = [(resolve_lora(path, say) if strength else Path(path), strength) for path, strength in loras]
+        for report in apply_loras(network, files, absent=self._linear_shapes() if files else ()):
+            say(report.text())
+        return network
+
+    def check_loras(self, loras: Iterable[str]) -> None:
+        """Raise WeightsError unless every LoRA is there, of a supported kind and made for this transformer.
+
+        Reads headers only, so that a wrong LoRA is said before anything is loaded.
+        """
+        shapes: dict[str, Shape] = {}
+        for path in dict.fromkeys(loras):
+            shapes = shapes or self._linear_shapes()
+            match_lora(read_lora(resolve_lora(path, self.say)), 1.0, shapes)
+
+    def lora_hashes(self, loras: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of LoRA files, by path as given. Reads each file once."""
+        return {path: lora_hash(resolve_lora(path, self.say)) for path in loras}
+
+    def _linear_shapes(self) -> dict[str, Shape]:
+        tensors = {n: info.shape for n, (_, info) in read_shards(self.model.folder("transformer")).items()}
+        stored = self.model.config("transformer").get("quantization") or {}
+        return stored_shapes(tensors, stored.get("group_size"))
 
     def load_upsampler(self, kind: str) -> nn.Module:
         return self.load(UPSAMPLERS[kind])
@@ -74,5 +111,8 @@ class Networks:
         return load_statistics(self.model)
 
     def lora_metadata(self, paths: Sequence[str]) -> dict[str, dict[str, str]]:
-        """Metadata of LoRA files, by path as given; hub ids that are not there yet have none."""
-        return {path: dict(read_header(Path(path)).metadata) for path in paths if Path(path).is_file()}
+        """Metadata of LoRA files, by path as given; what lies on the hub is downloaded.
+
+        Raises: WeightsError if one is missing or of a kind that is not supported.
+        """
+        return {path: dict(read_lora(resolve_lora(path, self.say)).metadata) for path in paths}
