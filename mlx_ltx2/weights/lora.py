@@ -1,0 +1,332 @@
+"""LoRAs: finding the file, matching it to a transformer, applying it, and saying what was applied.
+
+Full-precision layers get the update added to their weight once, in float32. Quantized layers keep their weights as they
+are, because an update of this size drowns when the sum is rounded to a few bits again; there the two matrices run beside
+the layer. Arithmetic: LoRA (arXiv 2106.09685), official `ltx_core.loader.fuse_loras` 1.2.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn
+
+from mlx_ltx2.errors import RequestError, WeightsError
+from mlx_ltx2.weights import hub
+from mlx_ltx2.weights.header import TensorInfo, read_header
+from mlx_ltx2.weights.lora_keys import LoraFile, Pair, find_layer, layer_names, read_lora
+
+Say = Callable[[str], None]
+Shape = tuple[int, int]
+
+SHOWN = 6
+"""How many unmatched keys a report lists."""
+
+_CONFIG = "adapter_config.json"
+
+
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
+def resolve_lora(path: str | Path, say: Say = silent) -> Path:
+    """The LoRA file meant by `path`, downloaded if it lies on the hub.
+
+    path: a safetensors file, a folder or a hub id that holds exactly one, or FOLDER::FILE or REPO::FILE.
+    Raises: WeightsError if there is none or the hub fails, RequestError if there are several to choose from.
+    """
+    text = str(path)
+    base, separator, name = text.partition("::")
+    place = Path(base).expanduser()
+    if place.is_file() and not separator:
+        return _safetensors(place)
+    if place.is_dir():
+        return place / _choose(
+            base, name, [p.relative_to(place).as_posix() for p in place.rglob("*.safetensors")]
+        )
+    if hub.is_repo_id(base) and not base.endswith(".safetensors"):
+        return _from_hub(base, name, say)
+    raise WeightsError(
+        f"LoRA {text}: there is no such file. Give a safetensors file, a folder that holds one, or a hub id OWNER/NAME, "
+        "followed by ::FILE if it holds several."
+    )
+
+
+def _safetensors(path: Path) -> Path:
+    if path.suffix != ".safetensors":
+        raise WeightsError(
+            f"LoRA {path}: only safetensors files are read, not {path.suffix or 'others'}. Convert it."
+        )
+    return path
+
+
+def _choose(where: str, name: str, names: Sequence[str]) -> str:
+    names = sorted(names)
+    if name and name not in names:
+        raise RequestError(
+            f"LoRA {where}: has no safetensors file {name!r}; it has {', '.join(names) or 'none'}."
+        )
+    if not names:
+        raise WeightsError(
+            f"LoRA {where}: holds no safetensors file. Give the file itself or another source."
+        )
+    if not name and len(names) > 1:
+        raise RequestError(
+            f"LoRA {where}: holds several files; say which, as {where}::FILE: {', '.join(names)}."
+        )
+    return name or names[0]
+
+
+def _from_hub(repo: str, name: str, say: Say) -> Path:
+    from huggingface_hub import try_to_load_from_cache
+
+    if name:
+        cached = try_to_load_from_cache(repo, name)  # so that a LoRA that is here works without a network
+        if isinstance(cached, str):
+            return _safetensors(Path(cached))
+    files = hub.list_files(repo)
+    name = _choose(repo, name, [f.name for f in files if f.name.endswith(".safetensors")])
+    wanted = (
+        {name, str(Path(name).with_name(_CONFIG))}
+        if Path(name).name == "adapter_model.safetensors"
+        else {name}
+    )
+    chosen = sorted((f for f in files if f.name in wanted), key=lambda f: f.name != name)
+    return hub.download_files(repo, chosen, say=say)[0]
+
+
+@dataclass(frozen=True)
+class LoraReport:
+    """What became of one LoRA's keys (tensors of its file).
+
+    layers: how many layers it changes. absent: keys for layers of a stream that is not built. unmatched: keys that mean
+    nothing to this model.
+    """
+
+    name: str
+    strength: float
+    keys: int = 0
+    layers: int = 0
+    absent: int = 0
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def matched(self) -> int:
+        return self.keys - self.absent - len(self.unmatched)
+
+    def text(self) -> str:
+        head = f"LoRA {self.name}, strength {self.strength:g}: "
+        if self.strength == 0:
+            return head + "skipped"
+        head += f"{self.matched} of {self.keys} keys matched, {self.layers} layers changed"
+        if self.absent:
+            head += f"; {self.absent} keys are for a stream that this stage does not make"
+        if self.unmatched:
+            more = f" and {len(self.unmatched) - SHOWN} more" if len(self.unmatched) > SHOWN else ""
+            head += f"; {len(self.unmatched)} not matched: {', '.join(self.unmatched[:SHOWN])}{more}"
+        return head
+
+
+@dataclass(frozen=True)
+class Match:
+    """One LoRA with the layers of a network that its pairs belong to."""
+
+    file: LoraFile
+    strength: float
+    pairs: Mapping[str, Pair] = field(default_factory=dict)
+    report: LoraReport = field(default_factory=lambda: LoraReport("", 0.0))
+
+
+def match_lora(
+    file: LoraFile, strength: float, layers: Mapping[str, Shape], absent: Collection[str] = ()
+) -> Match:
+    """Find the layer of every pair. layers: name -> (outputs, inputs). absent: layers of the model that are not built.
+
+    Raises: WeightsError if nothing fits or a shape differs.
+    """
+    spelled = layer_names([*layers, *absent])
+    pairs: dict[str, Pair] = {}
+    unmatched, left_out = list(file.others), 0
+    for module, pair in file.pairs.items():
+        layer = find_layer(module, spelled)
+        if layer is None:
+            unmatched += pair.keys
+        elif layer not in layers:
+            left_out += len(pair.keys)
+        elif layer in pairs:
+            raise WeightsError(f"{file.path}: changes {layer} twice, under two spellings ({module} is one).")
+        else:
+            pairs[layer] = pair
+    wrong = {n: p for n, p in pairs.items() if (p.outputs, p.inputs) != layers[n]}
+    if wrong:
+        layer, pair = next(iter(wrong.items()))
+        raise WeightsError(
+            f"{file.path}: {len(wrong)} of its {len(file.pairs)} layers have another shape than the model's: {layer} is "
+            f"{(pair.outputs, pair.inputs)}, the model has {layers[layer]}. It was made for another generation or size of "
+            "the model; use one made for this."
+        )
+    if not pairs and not left_out:
+        raise WeightsError(
+            f"{file.path}: none of its {file.keys} keys fits a layer of this transformer (they are "
+            f"{', '.join(unmatched[:3])}, ...). It was made for another model."
+        )
+    report = LoraReport(file.path.name, strength, file.keys, len(pairs), left_out, tuple(unmatched))
+    return Match(file, strength, pairs, report)
+
+
+def apply_loras(
+    transformer: nn.Module, loras: Sequence[tuple[str | Path, float]], *, absent: Collection[str] = ()
+) -> list[LoraReport]:
+    """Apply LoRA files to a transformer in place, layer by layer; returns one report per LoRA.
+
+    transformer: freshly loaded, without LoRAs, so that strengths are exact; its weights may be lazy. loras: (file,
+    strength); 0 skips it, negative strengths subtract. absent: layers of the checkpoint that were not built.
+    Memory: that of the network and float32 copies of one layer. Raises: WeightsError, RequestError.
+    """
+    layers = linear_layers(transformer)
+    shapes = {name: linear_shape(layer) for name, layer in layers.items()}
+    reports: list[LoraReport] = []
+    matches: list[Match] = []
+    for path, strength in loras:
+        if not math.isfinite(strength):
+            raise RequestError(f"LoRA {path}: strength {strength} is no number; 1 is the usual one.")
+        if strength == 0:
+            reports.append(LoraReport(Path(path).name, 0.0))
+            continue
+        matches.append(match_lora(read_lora(path), strength, shapes, absent))
+        reports.append(matches[-1].report)
+    arrays = [_Arrays(match.file) for match in matches]
+    for name, layer in layers.items():
+        parts = [
+            (*source.take(match.pairs[name]), match.strength * match.pairs[name].scale)
+            for match, source in zip(matches, arrays, strict=True)
+            if name in match.pairs
+        ]
+        if parts:
+            _put(transformer, name, with_update(layer, parts))
+    return reports
+
+
+class _Arrays:
+    """Lazy tensors of a LoRA, each handed out once so that nothing keeps them once they are used."""
+
+    def __init__(self, file: LoraFile):
+        self._arrays: dict[str, mx.array] = mx.load(str(file.path))  # type: ignore[assignment]
+        self._dtypes: Mapping[str, TensorInfo] = read_header(file.path).tensors
+
+    def take(self, pair: Pair) -> tuple[mx.array, mx.array]:
+        return self._take(pair.down), self._take(pair.up)
+
+    def _take(self, name: str) -> mx.array:
+        array = self._arrays.pop(name)
+        if self._dtypes[name].dtype == "F8_E4M3":  # mlx hands these out as bytes
+            return mx.from_fp8(array, dtype=mx.float32)
+        return array.astype(mx.float32)
+
+
+def with_update(layer: nn.Module, parts: Sequence[tuple[mx.array, mx.array, float]]) -> nn.Module:
+    """The layer with all updates: itself with a new weight, or a quantized one with a side branch. Evaluates it.
+
+    parts: (down (rank, inputs), up (outputs, rank), factor), float32.
+    """
+    down = mx.concatenate([a for a, _, _ in parts])
+    up = mx.concatenate([b * factor for _, b, factor in parts], axis=1)
+    if isinstance(layer, nn.QuantizedLinear):
+        branched = QuantizedLinearWithLora(layer, down, up)
+        mx.eval(branched._lora_down, branched._lora_up)
+        return branched
+    weight = layer.weight
+    layer.weight = mx.addmm(weight.astype(mx.float32), up, down).astype(weight.dtype)
+    del weight
+    mx.eval(layer.weight)
+    return layer
+
+
+class QuantizedLinearWithLora(nn.QuantizedLinear):
+    """base(x) + (x @ down.T) @ up.T. Its parameters are those of the base under the same names; the branch is no
+    parameter, so that walking, counting and loading see the layer that the checkpoint has."""
+
+    def __init__(self, base: nn.QuantizedLinear, down: mx.array, up: mx.array):
+        nn.Module.__init__(self)  # the base's own would draw and quantize a weight
+        self.__dict__.update(base.__dict__)
+        dict.update(self, base)
+        dtype = _activation_dtype(base)
+        self._lora_down = down.astype(dtype)
+        self._lora_up = up.astype(dtype)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.addmm(super().__call__(x), x @ self._lora_down.T, self._lora_up.T)
+
+
+def _activation_dtype(layer: nn.QuantizedLinear) -> mx.Dtype:
+    for name in ("bias", "scales"):
+        array = layer.get(name)
+        if array is not None and mx.issubdtype(array.dtype, mx.floating):
+            return array.dtype
+    return mx.bfloat16
+
+
+def linear_layers(network: nn.Module) -> dict[str, nn.Module]:
+    """Layers that a LoRA can change, by name, in the order of the network."""
+    kinds = (nn.Linear, nn.QuantizedLinear)
+    found = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, kinds)]
+    return dict(reversed(found))
+
+
+def linear_shape(layer: Any) -> Shape:
+    """(outputs, inputs) of a Linear layer, quantized or not."""
+    outputs, inputs = layer.weight.shape
+    if isinstance(layer, nn.QuantizedLinear):
+        inputs = inputs * 32 // layer.bits
+    return outputs, inputs
+
+
+def stored_shapes(tensors: Mapping[str, tuple[int, ...]], group_size: int | None = None) -> dict[str, Shape]:
+    """(outputs, inputs) of the Linear layers of a stored transformer by its tensors' shapes; no weights are read.
+
+    group_size: of the quantization, if there is one.
+    """
+    shapes: dict[str, Shape] = {}
+    for name, shape in tensors.items():
+        layer = name.removesuffix(".weight")
+        if layer == name or len(shape) != 2:
+            continue
+        scales = tensors.get(f"{layer}.scales")
+        shapes[layer] = (shape[0], shape[1] if scales is None else scales[1] * (group_size or 1))
+    return shapes
+
+
+def _put(network: Any, name: str, layer: nn.Module) -> None:
+    *parents, last = name.split(".")
+    for part in parents:
+        network = network[int(part)] if isinstance(network, list) else network[part]
+    network[int(last) if isinstance(network, list) else last] = layer
+
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def lora_hash(path: str | Path) -> str:
+    """SHA-256 of a LoRA file, in hex. Read once per process while the file stays as it is.
+
+    A file in the hub's cache is not read: the cache names large files by this very hash.
+    Raises: WeightsError if it cannot be read.
+    """
+    real = Path(path).resolve()
+    if real.parent.name == "blobs" and len(real.name) == 64:
+        return real.name
+    try:
+        status = real.stat()
+        key = (str(real), status.st_mtime_ns, status.st_size)
+        if key not in _hashes:
+            with real.open("rb") as file:
+                _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"LoRA {path}: cannot be read ({error.strerror}).") from None
+    return _hashes[key]
