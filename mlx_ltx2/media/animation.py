@@ -36,7 +36,7 @@ class GifSink:
 
     def add(self, frame: np.ndarray) -> None:
         image = Image.fromarray(frame)
-        palette = image.quantize(256)
+        palette = image.quantize(256, method=Image.Quantize.FASTOCTREE)
         self._images.append(image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG))
 
     def finish(self, audio: Waveform | None) -> None:

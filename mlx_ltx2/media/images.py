@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, ImageOps
 from mlx_ltx2.errors import MediaError, RequestError
 from mlx_ltx2.media.animation import write_still
 from mlx_ltx2.media.files import STILL_SUFFIXES, reading, replacing
+from mlx_ltx2.media.h264 import THREADS, encoder_options
 from mlx_ltx2.media.metadata import still_arguments
 
 
@@ -73,7 +74,8 @@ def crf_degrade(image: np.ndarray, crf: float) -> np.ndarray:
 
     image: uint8 (H, W, 3), cropped to even sides. crf: 0 to 51; 0 returns the picture as it is, and so does
     a side under 2 pixels. Returns uint8 (H', W', 3).
-    Source: ltx-pipelines 1.2.0, media_io/decode.py, `preprocess` (libx264 veryfast, yuv420p, one frame).
+    Source: ltx-pipelines 1.2.0, media_io/decode.py, `preprocess` (libx264 veryfast, yuv420p, one frame);
+    there the pixels depend on the number of cores, here they do not.
     """
     if not 0 <= crf <= 51:
         raise RequestError(f"image CRF {crf} is outside 0 (no re-encoding) to 51 (worst).")
@@ -82,8 +84,9 @@ def crf_degrade(image: np.ndarray, crf: float) -> np.ndarray:
     height, width = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
     encoded = io.BytesIO()
     with av.open(encoded, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=1, options={"crf": str(crf), "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=1, options=encoder_options(crf))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = THREADS
         pixels = np.ascontiguousarray(image[:height, :width])
         frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p")
         for packet in [*stream.encode(frame), *stream.encode()]:
@@ -114,9 +117,10 @@ def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 def _taps(size: int, scaled: int, cropped: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First neighbour, second neighbour and the second one's weight for each of the central positions."""
     start = (scaled - cropped) // 2
-    at = np.arange(start, start + cropped, dtype=np.float32)
-    ratio = np.float32(size) / np.float32(scaled)
-    position = np.maximum((at + np.float32(0.5)) * ratio - np.float32(0.5), np.float32(0.0))
+    at = np.arange(start, start + cropped, dtype=np.float64) + 0.5
+    ratio = np.float64(np.float32(size) / np.float32(scaled))
+    # One rounding to float32, as of the fused multiply-add in torch's kernel.
+    position = np.maximum(at * ratio - 0.5, 0.0).astype(np.float32)
     low = np.minimum(position.astype(np.int64), size - 1)
     high = np.minimum(low + 1, size - 1)
     weight = np.clip(position - low.astype(np.float32), 0.0, 1.0).astype(np.float32)

@@ -18,16 +18,22 @@ from mlx_ltx2.errors import MediaError, RequestError, ShapeError
 from mlx_ltx2.media.animation import GifSink, StillSink, WebpSink
 from mlx_ltx2.media.audio import check_samples, fit_length, to_stereo
 from mlx_ltx2.media.color import yuv420_from_rgb
-from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio, partial_path, reading, replacing, writing
+from mlx_ltx2.media.files import (
+    VIDEO_SUFFIXES,
+    check_writable,
+    holds_audio,
+    partial_path,
+    reading,
+    replacing,
+    writing,
+)
 from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
+from mlx_ltx2.media.h264 import THREADS, encoder_options
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.media.metadata import container_tags, read_metadata, still_arguments
 from mlx_ltx2.states import Waveform
 
 __all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
-
-_ENCODER_THREADS = 4
-"""x264's choices depend on the number of threads; a fixed one makes the same frames give the same bytes."""
 
 _AAC_RATES_HZ = frozenset(
     (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
@@ -86,6 +92,7 @@ class ClipWriter:
         self._partial = partial_path(self.path)
         self._size: tuple[int, int] | None = None
         self._sink: Sink | None = None
+        self._closed = False
 
     def __enter__(self) -> ClipWriter:
         return self
@@ -100,6 +107,8 @@ class ClipWriter:
 
     def write(self, frames: np.ndarray) -> None:
         """Encode a chunk: uint8 (F, H, W, 3) sRGB, or one frame (H, W, 3). H and W never change."""
+        if self._closed:
+            raise MediaError(f"{self.path} is finished already; open another writer.")
         frames = frames[None] if frames.ndim == 3 else frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
             raise MediaError(
@@ -115,7 +124,9 @@ class ClipWriter:
             raise
 
     def close(self) -> None:
-        """Finish the file and give it its name."""
+        """Finish the file and give it its name; a second call does nothing."""
+        if self._closed:
+            return
         if self._sink is None:
             raise MediaError(f"no frame was written to {self.path}; a clip needs at least one.")
         try:
@@ -125,7 +136,7 @@ class ClipWriter:
         except BaseException:
             self.abort()
             raise
-        self._sink = None
+        self._sink, self._closed = None, True
 
     def abort(self) -> None:
         """Give up and remove what was written."""
@@ -203,11 +214,10 @@ class VideoSink:
         self._container = av.open(os.fspath(self._partial), "w", format=kind, options=options)
         for key, value in container_tags(self._metadata).items():
             self._container.metadata[key] = value
-        options = {"crf": str(crf), "preset": "veryfast", "x264-params": "chromaloc=1"}
-        self._stream = self._container.add_stream("libx264", rate=self._fps, options=options)
+        self._stream = self._container.add_stream("libx264", rate=self._fps, options=encoder_options(crf))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         codec = self._stream.codec_context
-        codec.thread_count = _ENCODER_THREADS
+        codec.thread_count = THREADS
         codec.time_base = 1 / self._fps
         codec.color_primaries = codec.color_trc = codec.colorspace = 1  # BT.709 in each of the three tables
         codec.color_range = 1  # limited

@@ -44,7 +44,7 @@ def test_every_exif_orientation_is_shown_upright(tmp_path, orientation):
 
 
 def test_a_colour_profile_is_converted_to_srgb(tmp_path):
-    """A profile whose red is sRGB's green and the other way round: the converted picture has both exchanged."""
+    """A profile whose red is sRGB's green and the other way round: converting exchanges both."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exchanged = profile.replace(b"rXYZ", b"????").replace(b"gXYZ", b"rXYZ").replace(b"????", b"gXYZ")
     Image.fromarray(corners(8, 8)).save(tmp_path / "exchanged.png", icc_profile=exchanged)
@@ -129,7 +129,9 @@ def test_resize_keeps_ramps_and_crops_the_centre():
     np.testing.assert_array_equal(resize_and_crop(ramp[0], 4, 8), ramp[0])
 
 
-@pytest.mark.parametrize(("source", "target"), [((7, 13), (64, 96)), ((1, 1), (32, 64)), ((999, 37), (33, 31))])
+@pytest.mark.parametrize(
+    ("source", "target"), [((7, 13), (64, 96)), ((1, 1), (32, 64)), ((999, 37), (33, 31))]
+)
 def test_resize_always_fills_the_target(source, target):
     image = np.full((*source, 3), 77, np.uint8)
     np.testing.assert_allclose(resize_and_crop(image, *target), np.full((*target, 3), 77.0), rtol=1e-6)

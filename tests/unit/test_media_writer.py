@@ -129,13 +129,18 @@ def test_sound_may_arrive_after_the_frames_and_one_frame_is_a_clip(tmp_path):
     with ClipWriter(tmp_path / "a.mp4", fps=10) as writer:
         writer.write(colour_clip(1, 16, 16, (5, 5, 5))[0])
         writer.audio = Waveform(sine(1.0, 48000), 48000)
+        writer.close()
+        with pytest.raises(MediaError, match="finished already"):
+            writer.write(colour_clip(1, 16, 16, (5, 5, 5)))
     assert probe(tmp_path / "a.mp4").frames == 1
     assert len(read_audio(tmp_path / "a.mp4").samples) == 4800
 
 
 def test_broken_sound_is_refused_and_nothing_stays(tmp_path):
     with pytest.raises(MediaError, match="NaN"):
-        write(tmp_path / "a.mp4", counting_clip(2), audio=Waveform(np.full((9, 2), np.nan, np.float32), 48000))
+        write(
+            tmp_path / "a.mp4", counting_clip(2), audio=Waveform(np.full((9, 2), np.nan, np.float32), 48000)
+        )
     assert left_behind(tmp_path) == []
 
 
@@ -144,7 +149,16 @@ def test_broken_sound_is_refused_and_nothing_stays(tmp_path):
 
 @pytest.mark.parametrize(
     "colour",
-    [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (200, 120, 40), (30, 60, 90), (128, 128, 128)],
+    [
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+        (0, 0, 0),
+        (200, 120, 40),
+        (30, 60, 90),
+        (128, 128, 128),
+    ],
 )
 def test_solid_colours_come_back(tmp_path, colour):
     write(tmp_path / "a.mp4", colour_clip(3, 64, 64, colour))
@@ -189,7 +203,9 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, suffix):
     audio = Waveform(sine(1.0, 24000), 24000) if holds_audio(f"a{suffix}") else None
     files = []
     for chunks in (1, 3):
-        with ClipWriter(tmp_path / f"{chunks}{suffix}", fps=24, audio=audio, metadata={"seed": "7"}) as writer:
+        with ClipWriter(
+            tmp_path / f"{chunks}{suffix}", fps=24, audio=audio, metadata={"seed": "7"}
+        ) as writer:
             for chunk in np.array_split(frames, min(chunks, count)):
                 writer.write(chunk)
         files.append((tmp_path / f"{chunks}{suffix}").read_bytes())
@@ -198,7 +214,11 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".gif", ".webp", ".png", ".jpg"])
 def test_metadata_comes_back(tmp_path, suffix):
-    text = {"prompt": 'a "kite" — été 風', "title": "Kite", "plan": "p" * (9000 if suffix == ".jpg" else 90000)}
+    text = {
+        "prompt": 'a "kite" — été 風',
+        "title": "Kite",
+        "plan": "p" * (9000 if suffix == ".jpg" else 90000),
+    }
     write(tmp_path / f"a{suffix}", colour_clip(1, 32, 32, (9, 99, 199)), metadata=text)
     assert read_metadata(tmp_path / f"a{suffix}") == text
     write(tmp_path / f"b{suffix}", colour_clip(1, 32, 32, (9, 99, 199)))
@@ -293,7 +313,10 @@ def test_the_clip_has_its_name_only_when_whole_and_new_folders_are_made(tmp_path
 def test_places_that_cannot_be_written_to_are_found_early(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()
-    for path, words in ((tmp_path / "file" / "a.mp4", "not a folder"), (tmp_path / "folder.mp4", "is a folder")):
+    for path, words in (
+        (tmp_path / "file" / "a.mp4", "not a folder"),
+        (tmp_path / "folder.mp4", "is a folder"),
+    ):
         for check in (check_writable, lambda p: ClipWriter(p, fps=24)):
             with pytest.raises(MediaError, match=words):
                 check(path)
