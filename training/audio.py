@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from training.models import audio_vae, vocoder
+from training.models import AUDIO_BINS, AUDIO_LATENT, audio_vae, vocoder
 from training.optim import Average, Clock, Optimiser, orthogonal
 from training.world import Scene, sample_scene, scenes, sound
 
@@ -50,18 +50,18 @@ def waves(pool: list[Scene], rate_hz: int = MEL_RATE_HZ) -> torch.Tensor:
 
 
 def encode(vae: torch.nn.Module, mel: torch.Tensor) -> torch.Tensor:
-    """Latent means (B, 8, T', 16), not normalised."""
-    return vae.encoder(mel)[:, :8]
+    """Latent means (B, channels, T', 16), not normalised."""
+    return vae.encoder(mel)[:, :AUDIO_LATENT]
 
 
 def pack(z: torch.Tensor) -> torch.Tensor:
-    """(B, 8, T, 16) to tokens (B, T, 128), channel-major."""
+    """(B, channels, T, 16) to tokens (B, T, channels * 16), channel-major."""
     return z.permute(0, 2, 1, 3).flatten(2)
 
 
 def unpack(tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, T, 128) to (B, 8, T, 16)."""
-    return tokens.unflatten(2, (8, 16)).permute(0, 2, 1, 3)
+    """Tokens (B, T, channels * 16) to (B, channels, T, 16)."""
+    return tokens.unflatten(2, (AUDIO_LATENT, AUDIO_BINS)).permute(0, 2, 1, 3)
 
 
 def train_vae(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:

@@ -1,0 +1,231 @@
+"""Detectors for the demo world: what a clip shows and sounds like, from its pixels and samples. numpy only.
+
+Each gives a plain answer (a colour, a motion, a kind of shape, onsets in seconds) that a caption can be held against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.world import COLOURS, KINDS, signed_distance
+
+FOREGROUND_DISTANCE = 60.0
+
+
+def foreground(frames: np.ndarray) -> np.ndarray:
+    """Mask (F, H, W) of what differs from the background; the background is each row's median over the clip.
+
+    frames: uint8 (F, H, W, 3).
+    """
+    pixels = frames.astype(np.float32)
+    background = np.median(pixels, axis=(0, 2))
+    return np.linalg.norm(pixels - background[None, :, None, :], axis=-1) > FOREGROUND_DISTANCE
+
+
+def _erode(mask: np.ndarray) -> np.ndarray:
+    core = mask.copy()
+    for axis in (-1, -2):
+        for shift in (-1, 1):
+            core &= np.roll(mask, shift, axis)
+    return core
+
+
+def colour(frames: np.ndarray, mask: np.ndarray | None = None) -> str | None:
+    """Name of the palette colour nearest to the median colour of the foreground's inside; None without any."""
+    mask = foreground(frames) if mask is None else mask
+    core = _erode(mask)
+    core = core if core.sum() >= 20 else mask
+    if core.sum() < 20:
+        return None
+    seen = np.median(frames[core].astype(np.float32), axis=0)
+    names = list(COLOURS)
+    return names[int(np.argmin([np.linalg.norm(seen - np.array(COLOURS[n])) for n in names]))]
+
+
+@dataclass(frozen=True)
+class Track:
+    """Per frame: centre x, y (0..1, y down) and the square root of the area (fraction of the side); NaN if unseen."""
+
+    x: np.ndarray
+    y: np.ndarray
+    size: np.ndarray
+
+    @property
+    def seen(self) -> np.ndarray:
+        return ~np.isnan(self.x)
+
+
+def track(mask: np.ndarray) -> Track:
+    """Centre and size of a mask (F, H, W) over time."""
+    frames, height, width = mask.shape
+    area = mask.sum((1, 2)).astype(np.float64)
+    few = area < 0.0015 * height * width
+    safe = np.maximum(area, 1)
+    x = (mask.sum(1) * ((np.arange(width) + 0.5) / width)).sum(1) / safe
+    y = (mask.sum(2) * ((np.arange(height) + 0.5) / height)).sum(1) / safe
+    size = np.sqrt(area / (height * width))
+    for values in (x, y, size):
+        values[few] = np.nan
+    return Track(x, y, size)
+
+
+def motion(path: Track) -> str | None:
+    """Name of the motion of a track; None if the shape is seen in too few frames."""
+    if path.seen.sum() < 0.7 * len(path.x):
+        return None
+    x, y, size = (v[path.seen] for v in (path.x, path.y, path.size))
+    ends = max(2, len(x) // 10)
+    growth = size[-ends:].mean() / size[:ends].mean()
+    range_x, range_y = (np.percentile(v, 97) - np.percentile(v, 3) for v in (x, y))
+    step_x, step_y = (v[-ends:].mean() - v[:ends].mean() for v in (x, y))
+    if growth > 1.5 or growth < 1 / 1.5:
+        return "grow" if growth > 1 else "shrink"
+    if range_x > 0.22 and range_y > 0.22:
+        return "circle"
+    if max(range_x, range_y) < 0.12:
+        return "still"
+    if range_y > range_x:
+        if abs(step_y) > 0.7 * range_y and _straight(y):
+            return "down" if step_y > 0 else "up"
+        return "bounce"
+    return "right" if step_x > 0 else "left"
+
+
+def _straight(values: np.ndarray) -> bool:
+    """Whether a coordinate goes one way: little of its travel is taken back."""
+    steps = np.diff(values)
+    return bool(np.abs(steps.sum()) > 0.75 * np.abs(steps).sum())
+
+
+def kind(mask: np.ndarray, picks: int = 9) -> str | None:
+    """The kind of shape whose outline, at the same area and centre, overlaps a mask (F, H, W) best."""
+    path = track(mask)
+    good = np.flatnonzero(path.seen)
+    if len(good) == 0:
+        return None
+    _, height, width = mask.shape
+    fine = 4
+    ys = ((np.arange(height * fine) + 0.5) / (height * fine))[:, None]
+    xs = ((np.arange(width * fine) + 0.5) / (width * fine))[None]
+    score = dict.fromkeys(KINDS, 0.0)
+    for frame in good[np.linspace(0, len(good) - 1, min(picks, len(good))).astype(int)]:
+        seen = mask[frame]
+        area = path.size[frame] ** 2
+        for name in KINDS:
+            unit_area, offset = _unit(name)
+            r = np.sqrt(area / unit_area)
+            inside = signed_distance(name, xs - path.x[frame], ys - (path.y[frame] - offset * r), np.float64(r)) < 0
+            cover = inside.reshape(height, fine, width, fine).mean((1, 3))
+            overlap = np.minimum(cover, seen).sum() / np.maximum(cover, seen).sum()
+            score[name] += float(overlap)
+    return max(score, key=lambda name: score[name])
+
+
+def _unit(name: str) -> tuple[float, float]:
+    """Area and vertical centre of mass of a shape of radius 1."""
+    grid = np.linspace(-1.3, 1.3, 521)
+    inside = signed_distance(name, grid[None], grid[:, None], np.float64(1.0)) < 0
+    return float(inside.mean() * 2.6 * 2.6), float((inside * grid[:, None]).sum() / inside.sum())
+
+
+def parts(mask: np.ndarray, least: float = 0.003) -> list[np.ndarray]:
+    """Masks (F, H, W) of the separate shapes of a clip, left to right: connected over space and time."""
+    rest, found = mask.copy(), []
+    while rest.any():
+        part = np.zeros_like(rest)
+        part[tuple(np.argwhere(rest)[0])] = True
+        while True:
+            grown = part.copy()
+            for axis in range(3):
+                for shift in (-1, 1):
+                    moved = np.roll(part, shift, axis)
+                    edge = [slice(None)] * 3
+                    edge[axis] = 0 if shift == 1 else -1
+                    moved[tuple(edge)] = False
+                    grown |= moved
+            grown &= rest
+            if (grown == part).all():
+                break
+            part = grown
+        rest &= ~part
+        if part.mean() > least:
+            found.append(part)
+    return sorted(found, key=lambda m: float(np.nanmean(track(m).x)))
+
+
+def loudness(samples: np.ndarray, rate_hz: int, hop_s: float = 0.01) -> np.ndarray:
+    """Root mean square per 10 ms of samples (N, channels)."""
+    hop = round(rate_hz * hop_s)
+    count = len(samples) // hop
+    return np.sqrt((samples[: count * hop].astype(np.float64).reshape(count, -1) ** 2).mean(1))
+
+
+def silent(samples: np.ndarray, rate_hz: int) -> bool:
+    """Whether a clip has no sound to speak of."""
+    return bool(np.median(loudness(samples, rate_hz)) < 0.02)
+
+
+def pitch(samples: np.ndarray, rate_hz: int, window_s: float = 0.06, hop_s: float = 1 / 24) -> np.ndarray:
+    """Fundamental in hertz per video frame, NaN where it is quiet: the lowest strong peak of 250 to 1300 Hz."""
+    mono = samples.astype(np.float64).mean(-1)
+    length = round(rate_hz * window_s)
+    found = []
+    for n in range(int(len(mono) / rate_hz / hop_s)):
+        middle = round((n + 0.5) * hop_s * rate_hz)
+        piece = mono[max(0, middle - length // 2) : middle + length // 2]
+        if len(piece) < length // 2 or np.sqrt((piece**2).mean()) < 0.02:
+            found.append(np.nan)
+            continue
+        spectrum = np.abs(np.fft.rfft(piece * np.hanning(len(piece)), 8 * length))
+        hz = np.fft.rfftfreq(8 * length, 1 / rate_hz)
+        band = (hz > 250) & (hz < 1300)
+        strong = spectrum >= 0.45 * spectrum[band].max()
+        peak = strong & band & (spectrum >= np.roll(spectrum, 1)) & (spectrum >= np.roll(spectrum, -1))
+        found.append(float(hz[np.flatnonzero(peak)[0]]) if peak.any() else np.nan)
+    return np.array(found)
+
+
+def onsets(samples: np.ndarray, rate_hz: int, least: float = 0.25) -> list[float]:
+    """Times in seconds of clicks: peaks of what sounds above 1.9 kHz, at least 0.1 s apart."""
+    mono = samples.astype(np.float64).mean(-1)
+    spectrum = np.fft.rfft(mono)
+    hz = np.fft.rfftfreq(len(mono), 1 / rate_hz)
+    spectrum[(hz < 1900) | (hz > 5600)] = 0
+    high = loudness(np.fft.irfft(spectrum, len(mono))[:, None], rate_hz, 0.005)
+    high = np.convolve(high, np.ones(3) / 3, mode="same")
+    floor = np.median(high)
+    rise = high - floor
+    if rise.max() < 0.03:
+        return []
+    times: list[float] = []
+    for i in np.argsort(-rise):
+        if rise[i] < least * rise.max():
+            break
+        t = (i + 0.5) * 0.005
+        if all(abs(t - other) > 0.1 for other in times):
+            times.append(t)
+    return sorted(times)
+
+
+def landings(path: Track, fps: float = 24.0) -> list[float]:
+    """Times in seconds at which a bouncing shape is lowest: local maxima of y in the lower part of its path."""
+    y = path.y
+    if np.isnan(y).any():
+        index = np.arange(len(y))
+        y = np.interp(index, index[path.seen], y[path.seen])
+    low = np.nanmin(y) + 0.7 * (np.nanmax(y) - np.nanmin(y))
+    found = []
+    for i in range(1, len(y) - 1):
+        if y[i] >= low and y[i] >= y[i - 1] and y[i] > y[i + 1]:
+            if found and i - found[-1] < 4:
+                continue
+            found.append(i)
+    return [(i + 0.5) / fps for i in found]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two uint8 pictures or clips."""
+    error = (a.astype(np.float64) - b.astype(np.float64)) ** 2
+    return float(10 * np.log10(255**2 / max(error.mean(), 1e-9)))

@@ -1,0 +1,75 @@
+"""Encode the clips of the world once: video latents at both sizes, key frames, and audio tokens."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from training import audio as sounds
+from training.dit import normalise
+from training.models import audio_vae, autocast, video_vae
+from training.video_vae import encode
+from training.world import FRAMES, Scene, render, scenes
+
+AUDIO_TOKENS = 51
+KEYFRAMES = (24, 48)
+
+
+def load_codecs(out: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The trained video and audio VAEs, frozen."""
+    video, audio = video_vae(), audio_vae()
+    video.load_state_dict(torch.load(out / "video_vae.pt"))
+    audio.load_state_dict(torch.load(out / "audio_vae.pt"))
+    return video.eval().requires_grad_(False), audio.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_pixels(vae: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
+    """uint8 (F, H, W, 3) to normalised latents (C, F', H', W')."""
+    x = torch.from_numpy(pixels).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
+    with autocast():
+        z = encode(vae, x)
+    return normalise(z, vae)[0]
+
+
+@torch.no_grad()
+def encode_sound(vae: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
+    """(B, 2, N) at 16 kHz to normalised tokens (B, 51, 32)."""
+    tokens = sounds.pack(sounds.encode(vae, sounds.log_mel(wave)))[:, :AUDIO_TOKENS]
+    return (tokens - vae.latents_mean) / vae.latents_std
+
+
+def build(out: Path, pool: list[Scene], size: int, name: str, outline: bool = False) -> dict[str, torch.Tensor]:
+    """Encode scenes and save `name`.pt: video (N, C, 7, h, w), keys (N, K, C, h, w), audio (N, 51, 32)."""
+    video, audio = load_codecs(out)
+    rows: dict[str, list[torch.Tensor]] = {"video": [], "keys": [], "audio": []}
+    for scene in pool:
+        pixels, _ = render(scene, size, outline=outline)
+        rows["video"].append(encode_pixels(video, pixels).half())
+        rows["keys"].append(torch.stack([encode_pixels(video, pixels[k : k + 1])[:, 0] for k in KEYFRAMES]).half())
+    for i in range(0, len(pool), 16):
+        rows["audio"].extend(encode_sound(audio, sounds.waves(pool[i : i + 16])).half())
+    found = {key: torch.stack(values) for key, values in rows.items()}
+    torch.save(found, out / f"{name}.pt")
+    return found
+
+
+def train_pool(count: int) -> list[Scene]:
+    return scenes(11, count, "train", two=0.15)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("out/training"))
+    parser.add_argument("--count", type=int, default=4096)
+    parser.add_argument("--large", type=int, default=1024)
+    parser.add_argument("--outlines", type=int, default=512)
+    a = parser.parse_args()
+    assert FRAMES == KEYFRAMES[-1] + 1
+    build(a.out, train_pool(a.count), 64, "latents_64")
+    build(a.out, train_pool(a.large), 128, "latents_128")
+    build(a.out, train_pool(a.outlines), 64, "outlines_64", outline=True)
+    build(a.out, train_pool(a.outlines // 4), 128, "outlines_128", outline=True)
