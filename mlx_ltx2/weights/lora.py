@@ -1,8 +1,8 @@
 """LoRAs: finding the file, matching it to a transformer, applying it, and saying what was applied.
 
-Full-precision layers get the update added to their weight once, in float32. Quantized layers keep their weights as they
-are, because an update of this size drowns when the sum is rounded to a few bits again; there the two matrices run beside
-the layer. Arithmetic: LoRA (arXiv 2106.09685), official `ltx_core.loader.fuse_loras` 1.2.0.
+Full-precision layers get the update added to their weight once, in float32. Quantized layers keep their
+weights, because an update of this size drowns when the sum is rounded to a few bits again; there the two
+matrices run beside the layer. Arithmetic: LoRA (arXiv 2106.09685), official `ltx_core.loader.fuse_loras` 1.2.0.
 """
 
 from __future__ import annotations
@@ -20,15 +20,21 @@ from mlx import nn
 from mlx_ltx2.errors import RequestError, WeightsError
 from mlx_ltx2.weights import hub
 from mlx_ltx2.weights.header import TensorInfo, read_header
-from mlx_ltx2.weights.lora_keys import LoraFile, Pair, find_layer, layer_names, read_lora
+from mlx_ltx2.weights.lora_keys import (
+    ADAPTER_CONFIG,
+    ADAPTER_MODEL,
+    LoraFile,
+    Pair,
+    find_layer,
+    layer_names,
+    read_lora,
+)
 
 Say = Callable[[str], None]
 Shape = tuple[int, int]
 
 SHOWN = 6
 """How many unmatched keys a report lists."""
-
-_CONFIG = "adapter_config.json"
 
 
 def silent(text: str) -> None:
@@ -53,8 +59,8 @@ def resolve_lora(path: str | Path, say: Say = silent) -> Path:
     if hub.is_repo_id(base) and not base.endswith(".safetensors"):
         return _from_hub(base, name, say)
     raise WeightsError(
-        f"LoRA {text}: there is no such file. Give a safetensors file, a folder that holds one, or a hub id OWNER/NAME, "
-        "followed by ::FILE if it holds several."
+        f"LoRA {text}: there is no such file. Give a safetensors file, a folder that holds one, or a hub id "
+        "OWNER/NAME, followed by ::FILE if it holds several."
     )
 
 
@@ -92,11 +98,9 @@ def _from_hub(repo: str, name: str, say: Say) -> Path:
             return _safetensors(Path(cached))
     files = hub.list_files(repo)
     name = _choose(repo, name, [f.name for f in files if f.name.endswith(".safetensors")])
-    wanted = (
-        {name, str(Path(name).with_name(_CONFIG))}
-        if Path(name).name == "adapter_model.safetensors"
-        else {name}
-    )
+    wanted = {name}
+    if Path(name).name == ADAPTER_MODEL:
+        wanted.add(str(Path(name).with_name(ADAPTER_CONFIG)))
     chosen = sorted((f for f in files if f.name in wanted), key=lambda f: f.name != name)
     return hub.download_files(repo, chosen, say=say)[0]
 
@@ -105,8 +109,8 @@ def _from_hub(repo: str, name: str, say: Say) -> Path:
 class LoraReport:
     """What became of one LoRA's keys (tensors of its file).
 
-    layers: how many layers it changes. absent: keys for layers of a stream that is not built. unmatched: keys that mean
-    nothing to this model.
+    layers: how many layers it changes. absent: keys for layers of a stream that is not built. unmatched: keys
+    that mean nothing to this model.
     """
 
     name: str
@@ -146,7 +150,7 @@ class Match:
 def match_lora(
     file: LoraFile, strength: float, layers: Mapping[str, Shape], absent: Collection[str] = ()
 ) -> Match:
-    """Find the layer of every pair. layers: name -> (outputs, inputs). absent: layers of the model that are not built.
+    """Find the layer of every pair. layers: name -> (outputs, inputs). absent: layers that are not built.
 
     Raises: WeightsError if nothing fits or a shape differs.
     """
@@ -167,9 +171,9 @@ def match_lora(
     if wrong:
         layer, pair = next(iter(wrong.items()))
         raise WeightsError(
-            f"{file.path}: {len(wrong)} of its {len(file.pairs)} layers have another shape than the model's: {layer} is "
-            f"{(pair.outputs, pair.inputs)}, the model has {layers[layer]}. It was made for another generation or size of "
-            "the model; use one made for this."
+            f"{file.path}: {len(wrong)} of its {len(file.pairs)} layers have another shape than the model's: "
+            f"{layer} is {(pair.outputs, pair.inputs)}, the model has {layers[layer]}. It was made for another "
+            "generation or size of the model; use one made for this."
         )
     if not pairs and not left_out:
         raise WeightsError(
@@ -185,8 +189,8 @@ def apply_loras(
 ) -> list[LoraReport]:
     """Apply LoRA files to a transformer in place, layer by layer; returns one report per LoRA.
 
-    transformer: freshly loaded, without LoRAs, so that strengths are exact; its weights may be lazy. loras: (file,
-    strength); 0 skips it, negative strengths subtract. absent: layers of the checkpoint that were not built.
+    transformer: freshly loaded, without LoRAs, so that strengths are exact; its weights may be lazy.
+    loras: (file, strength); 0 skips it, negative ones subtract. absent: the model's layers that were not built.
     Memory: that of the network and float32 copies of one layer. Raises: WeightsError, RequestError.
     """
     layers = linear_layers(transformer)
@@ -231,7 +235,7 @@ class _Arrays:
 
 
 def with_update(layer: nn.Module, parts: Sequence[tuple[mx.array, mx.array, float]]) -> nn.Module:
-    """The layer with all updates: itself with a new weight, or a quantized one with a side branch. Evaluates it.
+    """The layer with all updates, evaluated: itself with a new weight, or a quantized one with a side branch.
 
     parts: (down (rank, inputs), up (outputs, rank), factor), float32.
     """
@@ -249,8 +253,11 @@ def with_update(layer: nn.Module, parts: Sequence[tuple[mx.array, mx.array, floa
 
 
 class QuantizedLinearWithLora(nn.QuantizedLinear):
-    """base(x) + (x @ down.T) @ up.T. Its parameters are those of the base under the same names; the branch is no
-    parameter, so that walking, counting and loading see the layer that the checkpoint has."""
+    """base(x) + (x @ down.T) @ up.T.
+
+    Its parameters are those of the base under the same names; the branch is no parameter, so that walking,
+    counting and loading see the layer that the checkpoint has.
+    """
 
     def __init__(self, base: nn.QuantizedLinear, down: mx.array, up: mx.array):
         nn.Module.__init__(self)  # the base's own would draw and quantize a weight
@@ -288,7 +295,7 @@ def linear_shape(layer: Any) -> Shape:
 
 
 def stored_shapes(tensors: Mapping[str, tuple[int, ...]], group_size: int | None = None) -> dict[str, Shape]:
-    """(outputs, inputs) of the Linear layers of a stored transformer by its tensors' shapes; no weights are read.
+    """(outputs, inputs) of the Linear layers of a stored transformer, from its tensors' shapes alone.
 
     group_size: of the quantization, if there is one.
     """

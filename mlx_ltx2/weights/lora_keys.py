@@ -1,6 +1,6 @@
-"""What a LoRA file says: its pairs of matrices under every spelling of names in use, and the kinds that are refused.
+"""What a LoRA file says: its pairs of matrices, under every spelling of names in use, and the refused kinds.
 
-Trainers write the same update under different names. All of them are mapped to the checkpoint's own layer names:
+Trainers write the same update under different names. All are mapped to the checkpoint's own layer names:
 
     diffusion_model.<layer>.lora_A.weight            official, ComfyUI
     model.diffusion_model.<layer>.lora_A.weight      full checkpoint names
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ _UNSUPPORTED = {
 }
 """Kind -> what its keys contain. Ignoring such a key would give another picture than its maker saw."""
 
+ADAPTER_MODEL, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""peft's names for the weights and for the settings beside them."""
+
 _DTYPES = ("F32", "F16", "BF16", "F8_E4M3")
 _SCALARS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4"}
 
@@ -72,8 +75,10 @@ _FLAT_PREFIXES = (
 
 @dataclass(frozen=True)
 class Pair:
-    """scale * up @ down is what the pair adds to a weight (outputs, inputs). down, up: tensor names in the file;
-    keys: these two and the alpha, if there is one."""
+    """scale * up @ down is what the pair adds to a weight (outputs, inputs).
+
+    down, up: tensor names in the file; keys: these two and the alpha, if there is one.
+    """
 
     down: str
     up: str
@@ -114,8 +119,8 @@ def read_lora(path: str | Path) -> LoraFile:
     sides, others = _sides(header.path, tensors)
     if not sides:
         raise WeightsError(
-            f"{path}: holds no LoRA; none of its {len(tensors)} tensors is a lora_A, lora_B, lora_down or lora_up "
-            f"(they are {_some(tensors)}). Give the LoRA's own safetensors file."
+            f"{path}: holds no LoRA; none of its {len(tensors)} tensors is a lora_A, lora_B, lora_down or "
+            f"lora_up (they are {_some(tensors)}). Give the LoRA's own safetensors file."
         )
     alphas = {m["module"]: name for name in others if (m := _ALPHA.fullmatch(name)) and m["module"] in sides}
     settings = _Settings.of(header)
@@ -123,12 +128,13 @@ def read_lora(path: str | Path) -> LoraFile:
     with header.path.open("rb") as file:
         for module, pair in pairs.items():
             name = alphas.get(module)
-            keys, scale = (pair.down, pair.up), settings.scale(module, pair.rank)
+            keys: tuple[str, ...] = (pair.down, pair.up)
+            scale = settings.scale(module, pair.rank)
             if name is not None:
                 file.seek(tensors[name].begin)
                 alpha = _number(header.path, name, tensors[name], file.read(tensors[name].nbytes))
                 keys, scale = (*keys, name), alpha / pair.rank
-            pairs[module] = Pair(pair.down, pair.up, pair.rank, pair.inputs, pair.outputs, scale, keys)
+            pairs[module] = replace(pair, scale=scale, keys=keys)
     used = set(alphas.values())
     return LoraFile(header.path, pairs, header.metadata, tuple(n for n in others if n not in used))
 
@@ -165,8 +171,8 @@ def _refuse_kinds(path: Path, names: Iterable[str]) -> None:
         for kind, pattern in _UNSUPPORTED.items():
             if re.search(pattern, name):
                 raise WeightsError(
-                    f"{path}: is a {kind} file (it has {name!r}), which is not supported; only LoRA with its two matrices "
-                    "per Linear layer is. Have it converted or extracted to plain LoRA."
+                    f"{path}: is a {kind} file (it has {name!r}), which is not supported; only LoRA with its two "
+                    "matrices per Linear layer is. Have it converted or extracted to plain LoRA."
                 )
 
 
@@ -183,14 +189,15 @@ def _sides(path: Path, names: Iterable[str]) -> tuple[dict[str, tuple[str, str]]
         side = down if match["side"] in _DOWN else up
         if match["module"] in side:
             raise WeightsError(
-                f"{path}: has two LoRAs for {match['module']} ({side[match['module']]!r} and {name!r}). Give a file with "
-                "one adapter."
+                f"{path}: has two LoRAs for {match['module']} ({side[match['module']]!r} and {name!r}). Give a "
+                "file with one adapter."
             )
         side[match["module"]] = name
     single = sorted(down.keys() ^ up.keys())
     if single:
         raise WeightsError(
-            f"{path}: only one of the two matrices is there for {_some(single)}. The file is incomplete; download it again."
+            f"{path}: only one of the two matrices is there for {_some(single)}. The file is incomplete; "
+            "download it again."
         )
     return {module: (name, up[module]) for module, name in down.items()}, others
 
@@ -199,18 +206,19 @@ def _pair(header: Header, module: str, down: str, up: str) -> Pair:
     a, b = header.tensors[down], header.tensors[up]
     if len(a.shape) > 2 or len(b.shape) > 2:
         raise WeightsError(
-            f"{header.path}: is a convolution LoRA file ({module} has shapes {a.shape} and {b.shape}), which is not "
-            "supported; LTX-2's transformer has Linear layers only."
+            f"{header.path}: is a convolution LoRA file ({module} has shapes {a.shape} and {b.shape}), which is "
+            "not supported; LTX-2's transformer has Linear layers only."
         )
     if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise WeightsError(
-            f"{header.path}: the two matrices of {module} do not fit each other: {a.shape} and {b.shape}, where (rank, "
-            "inputs) and (outputs, rank) are needed. The file is damaged."
+            f"{header.path}: the two matrices of {module} do not fit each other: {a.shape} and {b.shape}, where "
+            "(rank, inputs) and (outputs, rank) are needed. The file is damaged."
         )
     for name, info in ((down, a), (up, b)):
         if info.dtype not in _DTYPES:
             raise WeightsError(
-                f"{header.path}: {name!r} has dtype {info.dtype}; LoRAs may be {', '.join(_DTYPES)}. Convert it to BF16."
+                f"{header.path}: {name!r} has dtype {info.dtype}; LoRAs may be {', '.join(_DTYPES)}. Convert it "
+                "to BF16."
             )
     return Pair(down, up, a.shape[0], a.shape[1], b.shape[0])
 
@@ -229,7 +237,7 @@ def _number(path: Path, name: str, info: TensorInfo, data: bytes) -> float:
 
 @dataclass(frozen=True)
 class _Settings:
-    """How peft scales an adapter. diffusers keeps these settings in the header, peft in a file beside the weights."""
+    """How peft scales an adapter. diffusers keeps this in the header, peft in a file beside the weights."""
 
     alpha: float | None = None
     patterns: Mapping[str, float] | None = None
@@ -238,8 +246,8 @@ class _Settings:
     @classmethod
     def of(cls, header: Header) -> _Settings:
         stored = header.metadata.get("lora_adapter_metadata")
-        beside = header.path.parent / "adapter_config.json"
-        if stored is None and header.path.name == "adapter_model.safetensors" and beside.is_file():
+        beside = header.path.parent / ADAPTER_CONFIG
+        if stored is None and header.path.name == ADAPTER_MODEL and beside.is_file():
             stored = beside.read_text(encoding="utf-8")
         if stored is None:
             return cls()

@@ -37,8 +37,11 @@ UPSAMPLERS = {
 
 @dataclass(frozen=True)
 class Networks:
-    """model: a converted folder. text_encoder: a Gemma folder that replaces the model's own. dtype: of the weights to
-    compute in, None for the stored one; the vocoder always computes in float32. say: takes remarks, such as downloads."""
+    """model: a converted folder. text_encoder: a Gemma folder that replaces the model's own.
+
+    dtype: of the weights to compute in, None for the stored one; the vocoder always computes in float32.
+    say: takes remarks, such as those on downloads.
+    """
 
     model: ModelFolder
     text_encoder: Path | None = None
@@ -75,7 +78,7 @@ class Networks:
     ) -> Any:
         """The transformer, with only the streams asked for; the other stream's weights are never read.
 
-        loras: (file, folder or hub id, strength), applied to the weights as stored. say: is told what each one changed.
+        loras: (file, folder or hub id, strength), applied to the weights as stored. say: is told what each did.
         """
         say = say or self.say
         network = load_component(self.model, "transformer", dtype=self.dtype, video=video, audio=audio)
