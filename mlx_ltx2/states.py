@@ -108,10 +108,11 @@ class Waveform:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """ids: the real tokens, BOS first. cut: how many tokens of the prompt did not fit."""
+    """ids: the real tokens, BOS first. cut: how many tokens of the prompt did not fit. cut_text: their text."""
 
     ids: Sequence[int]
     cut: int = 0
+    cut_text: str = ""
 
 
 @dataclass(frozen=True)

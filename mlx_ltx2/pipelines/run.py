@@ -20,6 +20,7 @@ from mlx_ltx2.stages.denoise import Guided, denoise, started
 from mlx_ltx2.stages.encode_media import Media, encode_audio, encode_video_inputs, read_recording
 from mlx_ltx2.stages.encode_text import encode_text
 from mlx_ltx2.stages.plan import Sizes, StagePlan
+from mlx_ltx2.stages.sanity import refuse_non_finite
 from mlx_ltx2.stages.upsample import upsample
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
 from mlx_ltx2.weights.networks import Networks
@@ -233,7 +234,9 @@ class Run:
         grid = stage.shape.latent(self.traits.video_scale)
         video = None if states.video is None else result_video(states.video, grid)
         audio = None if states.audio is None else result_audio(states.audio, *self.traits.audio_latent)
-        mx.eval([x for x in (video, audio) if x is not None])
+        for latent in (video, audio):
+            if latent is not None:
+                refuse_non_finite(latent, f"the transformer (stage {stage.name!r})")
         return video, audio
 
     def _on_step(self, stage: StagePlan, advance: Callable[[int], None]) -> OnStep:

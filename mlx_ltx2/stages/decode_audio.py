@@ -11,6 +11,7 @@ from mlx import nn
 from mlx_ltx2.memory import PeakReport, phase, resident
 from mlx_ltx2.models.audio_vae import AudioDecoder
 from mlx_ltx2.progress import Progress
+from mlx_ltx2.stages.sanity import refuse_non_finite
 from mlx_ltx2.states import Waveform
 
 
@@ -21,16 +22,21 @@ def decode_audio(
     progress: Progress,
     report: PeakReport,
 ) -> Waveform:
-    """(1, T, mel, C) latents -> stereo samples at the vocoder's own rate, 24 kHz (LTX-2) or 48 kHz (LTX-2.3)."""
+    """(1, T, mel, C) latents -> stereo samples at the vocoder's own rate, 24 kHz (LTX-2) or 48 kHz (LTX-2.3).
+
+    Raises: LTX2Error if either network computes no numbers.
+    """
     with phase("decode audio", report), progress.phase("decode audio", 2) as advance:
         with resident(load_decoder) as decoder:
             mel = decoder(latent)
-            mx.eval(mel)
+            refuse_non_finite(mel, "the audio decoder")
             advance(1)
             del decoder
         with resident(load_vocoder) as vocoder:
-            samples = np.array(vocoder(mel)[0].astype(mx.float32))
+            sound = vocoder(mel)[0].astype(mx.float32)
+            refuse_non_finite(sound, "the vocoder")
+            samples = np.array(sound)
             rate_hz = vocoder.rate_hz
             advance(1)
-            del vocoder
+            del vocoder, sound
     return Waveform(samples, rate_hz)

@@ -15,6 +15,7 @@ from mlx_ltx2.memory import PeakReport, phase, resident
 from mlx_ltx2.models.video_vae import VideoDecoder
 from mlx_ltx2.progress import Progress
 from mlx_ltx2.shapes import LatentShape, VideoScale
+from mlx_ltx2.stages.sanity import Flatness, refuse_non_finite
 
 
 def tile_size(tiling: Mapping[str, Any], latent: LatentShape, scale: VideoScale) -> TileSize | None:
@@ -48,6 +49,7 @@ def decode_video(
 
     latent: (1, F, H, W, C) normalised. noise: for decoders that are conditioned on a timestep; drawn once for the whole
     clip, so that tiles agree with each other and with an untiled decode.
+    Raises: LTX2Error if the decoder computes no numbers, or the same one everywhere.
     """
     shape = LatentShape(*latent.shape[1:4])
     plan = decode_plan(shape, tile_size(tiling, shape, scale), scale)
@@ -57,8 +59,12 @@ def decode_video(
         resident(load_decoder) as decoder,
     ):
         run = _tile_decoder(decoder, latent, noise, advance)
+        flatness = Flatness()
         for chunk in run_tiles(plan, run, latent.dtype):
+            refuse_non_finite(chunk, "the video decoder")
+            flatness.look(chunk)
             yield np.array(to_uint8(chunk)[0])
+        flatness.refuse_flat("the video decoder")
         del decoder, run
 
 

@@ -9,11 +9,15 @@ import mlx.core as mx
 
 from mlx_ltx2.memory import PeakReport, phase, resident
 from mlx_ltx2.progress import Progress
-from mlx_ltx2.states import TextContext
+from mlx_ltx2.stages.sanity import refuse_non_finite
+from mlx_ltx2.states import PromptTokens, TextContext
 
 if TYPE_CHECKING:
     from mlx_ltx2.models.text import TextProjections
     from mlx_ltx2.weights.text_encoder import TextEncoder
+
+_SHOWN = 200
+"""Characters of a cut text that are quoted."""
 
 
 def encode_text(
@@ -31,9 +35,9 @@ def encode_text(
     distinct = list(dict.fromkeys(prompts))
     with phase("text encoder", report), resident(load_encoder) as encoder:
         tokens = [encoder.tokenize(prompt) for prompt in distinct]
-        for prompt, cut in zip(distinct, (t.cut for t in tokens), strict=True):
-            if cut:
-                progress.note(f"the prompt {prompt[:40]!r}... is {cut} tokens too long; its end is cut off.")
+        for ids in tokens:
+            if ids.cut:
+                progress.note(_cut_note(ids))
         states = []
         with progress.phase("encode text", len(distinct) * (encoder.layers + 1), "layer") as advance:
             for ids in tokens:
@@ -51,7 +55,17 @@ def encode_text(
         while states:
             prompt = distinct[len(contexts)]
             context = projections(states.pop(0))
-            mx.eval(context.video, context.audio)
+            for stream in (context.video, context.audio):
+                if stream is not None:
+                    refuse_non_finite(stream, "the text encoder")
             contexts[prompt] = context
         del projections
     return [contexts[prompt] for prompt in prompts]
+
+
+def _cut_note(tokens: PromptTokens) -> str:
+    lost = tokens.cut_text if len(tokens.cut_text) <= _SHOWN else f"{tokens.cut_text[:_SHOWN]}..."
+    return (
+        f"the prompt has {len(tokens.ids) + tokens.cut} tokens and the model reads {len(tokens.ids)}; "
+        f"its last {tokens.cut} are cut off: {lost!r}"
+    )

@@ -46,7 +46,7 @@ class PromptTokenizer:
         )
 
     def __call__(self, prompt: str, limit: int = MAX_TOKENS) -> PromptTokens:
-        """Tokens of a prompt, at most `limit` with BOS; the rest is counted in `cut`.
+        """Tokens of a prompt, at most `limit` with BOS; the rest is counted in `cut` and quoted in `cut_text`.
 
         Raises: RequestError if the prompt is empty or blank.
         """
@@ -57,7 +57,8 @@ class PromptTokenizer:
         while ids and ids[0] == self.bos_id:
             ids.pop(0)
         ids = [self.bos_id, *ids]
-        return PromptTokens(tuple(ids[:limit]), max(0, len(ids) - limit))
+        lost = ids[limit:]
+        return PromptTokens(tuple(ids[:limit]), len(lost), self.decode_ids(lost) if lost else "")
 
     def chat(self, system: str, user: str) -> tuple[int, ...]:
         """Ids of Gemma's chat template for one user turn, the model's turn opened. The system text stands in
