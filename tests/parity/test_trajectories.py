@@ -1,0 +1,190 @@
+"""Whole runs against the official pipeline classes: same checkpoint file, same prompt, same noise, float32.
+
+The oracle is ltx-pipelines 1.0.0 as it comes from the package index, run by tests/parity/official.py. The runs here are
+those where its rules are also those of 1.2.0; test_trajectories_conditioned.py holds the others.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ltx_core.components.guiders import MultiModalGuiderParams
+
+from tests.cases import relative_error
+from tests.parity.official import ORACLE, run_official
+from tests.parity.trajectories import BOUND, PROMPT, Model, model, run_ours, worst
+
+DISTILLED = "distilled.DistilledPipeline"
+NEGATIVE = "blurry, noisy, a voice that stutters"
+
+
+def distilled_files(kind: Model) -> dict:
+    files = kind.files
+    return {
+        "distilled_checkpoint_path": str(files.checkpoint),
+        "gemma_root": str(files.gemma),
+        "spatial_upsampler_path": str(files.upsampler),
+        "loras": [],
+    }
+
+
+def size(height: int, width: int, frames: int, fps: float, seed: int = 10) -> tuple[dict, dict]:
+    """The same request in both spellings."""
+    common = {"height": height, "width": width, "num_frames": frames, "seed": seed}
+    return {**common, "frame_rate": fps, "images": []}, {**common, "fps": fps}
+
+
+CASES = [
+    ("2.0", (64, 128, 9, 24.0)),
+    ("2.3", (64, 128, 9, 24.0)),
+    ("2.0", (192, 128, 17, 25.0)),
+    ("2.3", (128, 192, 17, 25.0)),
+    ("2.3", (64, 128, 1, 30.0)),
+    ("2.3", (128, 64, 25, 29.97)),
+]
+
+
+@pytest.mark.parametrize(("generation", "shape"), CASES, ids=str)
+def test_distilled(generation: str, shape: tuple, table) -> None:
+    kind = model(generation)
+    theirs, mine = size(*shape, seed=shape[2])
+    official = run_official(DISTILLED, distilled_files(kind), {"prompt": PROMPT, **theirs})
+    error = worst(run_ours(kind.pipeline(), pipeline="distilled", **mine), official)
+    table("trajectory: distilled", generation, ORACLE, error, BOUND)
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_distilled_to_the_end(generation: str, table) -> None:
+    """From the prompt to frames and sound; 1 of 255 may differ where a value sits on the edge of truncation."""
+    kind = model(generation)
+    theirs, mine = size(64, 64, 9, 25.0, seed=4)
+    official = run_official(DISTILLED, distilled_files(kind), {"prompt": PROMPT, **theirs}, decode=True)
+    clip = kind.pipeline()(PROMPT, pipeline="distilled", tiling="none", **mine)
+    error = max(
+        relative_error(np.array(clip.latents), official.video[-1]),
+        relative_error(np.array(clip.audio_latents), official.audio[-1]),
+    )
+    table("trajectory: distilled", generation, ORACLE, error, BOUND)
+    difference = np.abs(clip.frames.astype(int) - official.frames)
+    assert difference.max() <= 1 and (difference > 0).mean() < 2e-3
+    assert clip.audio.rate_hz == official.rate_hz
+    table(
+        "trajectory: waveform",
+        generation,
+        ORACLE,
+        relative_error(clip.audio.samples, official.samples),
+        BOUND,
+    )
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_text(generation: str, table) -> None:
+    """Prompt -> tokenizer -> Gemma -> projections, with ltx-core's tokenizer, encoder and embeddings processor."""
+    from mlx_ltx2.memory import PeakReport
+    from mlx_ltx2.progress import SilentProgress
+    from mlx_ltx2.stages.encode_text import encode_text
+
+    kind = model(generation)
+    theirs, _ = size(64, 128, 1, 24.0)
+    networks = kind.pipeline().networks
+    for prompt in (PROMPT, "  Zwölf Boxkämpfer, 日本 🎈\n(loud)  ", "a"):
+        official = run_official(DISTILLED, distilled_files(kind), {"prompt": prompt, **theirs})
+        (context,) = encode_text(
+            [prompt],
+            networks.load_text_encoder,
+            lambda: networks.load("text_projections"),
+            SilentProgress(),
+            PeakReport(),
+        )
+        video, audio = official.contexts[0]
+        error = max(
+            relative_error(np.array(context.video), video), relative_error(np.array(context.audio), audio)
+        )
+        table("trajectory: text", generation, ORACLE, error, BOUND)
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_video_only(generation: str, table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--no-audio builds the transformer without audio; the official loops, which always carry both streams, are
+    given the official video-only network and a stand-in for the sound."""
+    from ltx_core.model.transformer import LTXVideoOnlyModelConfigurator, X0Model
+    from ltx_pipelines.utils.model_ledger import ModelLedger
+
+    kind = model(generation)
+
+    def transformer(ledger: ModelLedger):
+        from dataclasses import replace
+
+        builder = replace(ledger.transformer_builder, model_class_configurator=LTXVideoOnlyModelConfigurator)
+        network = X0Model(builder.build(device=torch.device("cpu"), dtype=torch.float32)).eval()
+
+        def without_audio(video, audio, perturbations=None):
+            return network(video=video, audio=None, perturbations=perturbations)[0], audio.latent
+
+        return without_audio
+
+    monkeypatch.setattr(ModelLedger, "transformer", transformer)
+    theirs, mine = size(128, 192, 17, 25.0)
+    official = run_official(DISTILLED, distilled_files(kind), {"prompt": PROMPT, **theirs})
+    ours = run_ours(kind.pipeline(), pipeline="distilled", audio=False, **mine)
+    assert not ours.audio
+    table("trajectory: distilled, no audio", generation, ORACLE, worst(ours, official, audio=False), BOUND)
+
+
+def guidance(**changes) -> tuple[dict, dict]:
+    """Guidance of both streams in both spellings, all kinds on."""
+    video = {"cfg": 3.0, "stg": 1.0, "modality": 3.0, "rescale": 0.7, "blocks": [1], "skip": 0}
+    audio = {**video, "cfg": 7.0, "blocks": [0]}
+    video |= changes.get("video", {})
+    audio |= changes.get("audio", {})
+
+    def params(g: dict) -> MultiModalGuiderParams:
+        return MultiModalGuiderParams(
+            cfg_scale=g["cfg"],
+            stg_scale=g["stg"],
+            stg_blocks=g["blocks"],
+            rescale_scale=g["rescale"],
+            modality_scale=g["modality"],
+            skip_step=g["skip"],
+        )
+
+    def fields(prefix: str, g: dict) -> dict:
+        names = {
+            "cfg_scale": "cfg",
+            "cfg_rescale": "rescale",
+            "stg_scale": "stg",
+            "modality_scale": "modality",
+        }
+        names |= {"stg_blocks": "blocks", "skip_step": "skip"}
+        return {f"{prefix}{name}": g[key] for name, key in names.items()}
+
+    theirs = {"video_guider_params": params(video), "audio_guider_params": params(audio)}
+    return theirs, {**fields("", video), **fields("audio_", audio)}
+
+
+GUIDED = [
+    ("2.0", (64, 96, 9, 24.0), {}),
+    ("2.3", (64, 96, 9, 24.0), {}),
+    (
+        "2.3",
+        (96, 64, 17, 25.0),
+        {"video": {"cfg": 1.0, "modality": 1.0}, "audio": {"stg": 0.0, "blocks": []}},
+    ),
+    ("2.3", (32, 64, 9, 50.0), {"video": {"skip": 1}, "audio": {"skip": 1, "rescale": 0.0}}),
+]
+
+
+@pytest.mark.parametrize(("generation", "shape", "changes"), GUIDED, ids=str)
+def test_one_stage(generation: str, shape: tuple, changes: dict, table) -> None:
+    """CFG, STG, modality guidance and rescaling, apart for video and audio."""
+    kind = model(generation, "dev")
+    theirs, mine = size(*shape)
+    guided, ours_guided = guidance(**changes)
+    files = {"checkpoint_path": str(kind.files.checkpoint), "gemma_root": str(kind.files.gemma), "loras": []}
+    call = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 5, **theirs, **guided}
+    official = run_official("ti2vid_one_stage.TI2VidOneStagePipeline", files, call, stages=1)
+    ours = run_ours(
+        kind.pipeline(), pipeline="one-stage", negative_prompt=NEGATIVE, steps=5, **mine, **ours_guided
+    )
+    table("trajectory: one-stage", generation, ORACLE, worst(ours, official), BOUND)
