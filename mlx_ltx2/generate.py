@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from mlx_ltx2.diffusion.patchify import audio_to_tokens, video_to_tokens
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.library import open_model, open_text_encoder
 from mlx_ltx2.media.audio import write_wav
-from mlx_ltx2.media.files import check_writable
+from mlx_ltx2.media.files import check_writable, replacing
 from mlx_ltx2.pipelines import parts, presets, recipes
 from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
@@ -70,6 +71,7 @@ class LTX2Pipeline:
         quantize: int | None = None,
         memory_limit: int | None = None,
         dtype: mx.Dtype | None = None,
+        variant: str | None = None,
         progress: Progress | None = None,
     ) -> LTX2Pipeline:
         """Open a model.
@@ -77,9 +79,16 @@ class LTX2Pipeline:
         model: a converted folder, a hub id, an official file (converted once into the cache), or "demo".
         text_encoder: a Gemma 3 folder or hub id in place of the model's own. quantize: bits of the conversion, if one is
         needed. memory_limit: bytes. dtype: compute in this type instead of the stored one.
+        variant: "dev" or "distilled" where the source holds both; None takes "distilled".
         Raises: WeightsError, ResourceError.
         """
-        folder = open_model(model, quantize=quantize, progress=progress or SilentProgress())
+        folder = open_model(
+            model,
+            quantize=quantize,
+            progress=progress or SilentProgress(),
+            variant=variant,
+            text_encoder=text_encoder is None,
+        )
         encoder = (
             None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
         )
@@ -158,12 +167,14 @@ class LTX2Pipeline:
 
     def _finish(self, clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> None:
         clip.audio = running.audio(latents)
-        if running.plan.video_out:
-            _write_video(clip, running.frames(latents), output, running.session)
-        elif output.path is not None:
-            clip.save(output.path)
-        if output.audio_path is not None and clip.audio is not None:
-            write_wav(output.audio_path, clip.audio, metadata=clip.metadata)
+        with ExitStack() as together:  # the files get their names together, or none does
+            if output.audio_path is not None and clip.audio is not None:
+                wav = together.enter_context(replacing(output.audio_path))
+                write_wav(wav, clip.audio, metadata=clip.metadata)
+            if running.plan.video_out:
+                _write_video(clip, running.frames(latents), output, running.session)
+            elif output.path is not None:
+                clip.save(output.path)
 
 
 def _write_video(clip: Clip, chunks: Any, output: Output, session: Session) -> None:
@@ -251,7 +262,8 @@ def generate(
     clip = generate("A red kite over a beach", model="LTX-2-distilled", image="kite.jpg", output="kite.mp4")
     """
     shown = make_progress(progress) if isinstance(progress, str) else progress
-    pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, progress=shown)
+    variant = presets.wanted_variant(options.get("pipeline"), bool(options.get("force_guidance")))
+    pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, variant=variant, progress=shown)
     return pipeline(prompt, output=output, progress=shown, **options)
 
 

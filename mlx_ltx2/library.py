@@ -26,12 +26,18 @@ def cache_folder() -> Path:
 
 
 def open_model(
-    model: str | Path, *, quantize: int | None = None, progress: Progress, variant: str | None = None
+    model: str | Path,
+    *,
+    quantize: int | None = None,
+    progress: Progress,
+    variant: str | None = None,
+    text_encoder: bool = True,
 ) -> ModelFolder:
     """A converted model for whatever names one.
 
     model: a converted folder; a hub id of a converted or an official model; an official file or a folder that holds one;
     "demo". What is not converted yet is converted into the cache, after saying what that costs.
+    variant: "dev" or "distilled" where there is a choice of both. text_encoder: False converts without one.
     Raises: WeightsError, ResourceError.
     """
     text = str(model)
@@ -45,10 +51,13 @@ def open_model(
     if path.exists():
         if path.is_dir() and not any(path.glob("*.safetensors")):
             return ModelFolder.open(path)  # raises what is wrong with it
-        return _converted(path, quantize, progress, variant)
+        of_folder = variant if path.is_dir() else None  # a file is of the variant that it is
+        return _converted(path, quantize, progress, of_folder, text_encoder)
     if hub.is_repo_id(text):
         ready = hub.download_converted(text, say=progress.note)
-        return ModelFolder.open(ready) if ready else _converted(text, quantize, progress, variant)
+        if ready:
+            return ModelFolder.open(ready)
+        return _converted(text, quantize, progress, variant, text_encoder)
     return ModelFolder.open(path)
 
 
@@ -66,17 +75,45 @@ def open_text_encoder(source: str | Path, progress: Progress) -> Path:
 
 
 def _converted(
-    source: str | Path, quantize: int | None, progress: Progress, variant: str | None
+    source: str | Path, quantize: int | None, progress: Progress, variant: str | None, text_encoder: bool
 ) -> ModelFolder:
     """Convert once into the cache; the converter recognises a finished one by its source."""
-    output = cache_folder() / _shelf_name(source, quantize, variant)
+    name = _shelf_name(source, quantize, variant)
+    output = cache_folder() / name
+    if not text_encoder and not is_model_folder(output):
+        output = cache_folder() / f"{name}-no-text-encoder"
     if not is_model_folder(output):
         progress.note(f"{source} is an official checkpoint; it is converted once into {output}.")
         if isinstance(source, Path) and source.is_file():
             header = read_header(source)
             progress.note(f"this writes about {header.path.stat().st_size / 1e9:.1f} GB at full precision.")
-    convert_with_progress(source, output, progress, variant=variant, q_bits=quantize)
+    convert_with_progress(
+        source,
+        output,
+        progress,
+        variant=variant,
+        q_bits=quantize,
+        text_encoder=None if text_encoder else False,
+    )
     return ModelFolder.open(output)
+
+
+def verify_with_progress(model: str | Path, progress: Progress) -> int:
+    """Compare a converted model's weights with their hashes; returns how many bytes were read.
+
+    Raises: WeightsError listing every file that differs.
+    """
+    from mlx_ltx2.weights.verify import verify
+
+    with progress.phase("verify", None, "B") as advance:
+        done = 0
+
+        def report(now: int, total: int, what: str) -> None:
+            nonlocal done
+            advance(now - done)
+            done = now
+
+        return verify(model, report)
 
 
 def convert_with_progress(source: str | Path, output: Path, progress: Progress, **options: Any) -> Any:
@@ -91,7 +128,12 @@ def convert_with_progress(source: str | Path, output: Path, progress: Progress, 
             advance(now - done)
             done = now
 
-        return convert(source, output, progress=report, say=progress.note, **options)
+        try:
+            return convert(source, output, progress=report, say=progress.note, **options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"{output} is not written yet; finished parts are kept, the same command goes on from there"
+            ) from None
 
 
 def _shelf_name(source: str | Path, quantize: int | None, variant: str | None) -> str:

@@ -60,8 +60,9 @@ def run(command: Callable[..., object], args: Sequence[str] | None = None, name:
         where = getattr(error, "ctx", None)
         hint = f"\nTry '{where.command_path} --help'." if where else ""
         return _complain(error.format_message() + hint, 2)
-    except (KeyboardInterrupt, click.Abort):
-        return _complain("interrupted; nothing was left behind.", INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
+        return _complain(f"interrupted; {str(cause or '') or 'nothing was left behind'}.", INTERRUPTED)
     except MemoryError:
         return _complain("out of memory; use a smaller size, fewer frames or --low-memory.", 4)
     except Exception as error:

@@ -61,6 +61,7 @@ def split_options(
 def run(given: dict[str, Any]) -> None:
     """Generate from parsed options."""
     from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline, Output, describe
+    from mlx_ltx2.pipelines.presets import wanted_variant
     from mlx_ltx2.pipelines.run import Session
     from mlx_ltx2.progress import make_progress
 
@@ -70,7 +71,10 @@ def run(given: dict[str, Any]) -> None:
         raise RequestError("no prompt was given; add --prompt TEXT.")
     progress = make_progress(opts.progress_style(report["progress"], report["quiet"]))
     pipeline = LTX2Pipeline.from_pretrained(
-        model["model"] or DEFAULT_MODEL, text_encoder=model["text_encoder"], progress=progress
+        model["model"] or DEFAULT_MODEL,
+        text_encoder=model["text_encoder"],
+        variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
+        progress=progress,
     )
     plan = pipeline.plan(prompt, **request)
     traits = pipeline.networks.traits

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mlx_ltx2.cli import options as opts
 from mlx_ltx2.errors import RequestError, WeightsError
 
 MEDIA = {".mp4", ".mov", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".wav"}
@@ -15,9 +16,13 @@ MEDIA = {".mp4", ".mov", ".gif", ".webp", ".png", ".jpg", ".jpeg", ".wav"}
 @click.command("info", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(path: str, as_json: bool) -> None:
+@click.option("--verify", is_flag=True, help="Read a model's weights and compare them with their hashes.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+def command(path: str, as_json: bool, verify: bool, quiet: bool) -> None:
     """Show what PATH is: a converted model, an official checkpoint, or a finished clip and how it was made."""
     facts = _facts(path)
+    if verify:
+        facts["verified"] = f"{_verified(path, facts, quiet) / 1e6:.1f} MB agree with their hashes"
     if as_json:
         click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
         return
@@ -36,6 +41,15 @@ def _facts(path: str) -> dict[str, object]:
     if Path(path).suffix == ".safetensors":
         return _file(Path(path))
     return _model(path)
+
+
+def _verified(path: str, facts: dict[str, object], quiet: bool) -> int:
+    from mlx_ltx2.library import verify_with_progress
+    from mlx_ltx2.progress import make_progress
+
+    if "model" not in facts or "components" not in facts:
+        raise RequestError(f"{path}: --verify compares a converted model with its hashes; this is none.")
+    return verify_with_progress(str(facts["model"]), make_progress(opts.progress_style(None, quiet)))
 
 
 def _clip(path: Path) -> dict[str, object]:

@@ -21,6 +21,7 @@ from mlx_ltx2.errors import RequestError
 def command(as_json: bool, **given: Any) -> None:
     """Say what a generate command with the same options would do. Touches no weights."""
     from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline, describe
+    from mlx_ltx2.pipelines.presets import wanted_variant
     from mlx_ltx2.pipelines.run import required_components
     from mlx_ltx2.progress import make_progress
 
@@ -30,7 +31,10 @@ def command(as_json: bool, **given: Any) -> None:
         raise RequestError("no prompt was given; add --prompt TEXT.")
     progress = make_progress(opts.progress_style(report["progress"], report["quiet"]))
     pipeline = LTX2Pipeline.from_pretrained(
-        model["model"] or DEFAULT_MODEL, text_encoder=model["text_encoder"], progress=progress
+        model["model"] or DEFAULT_MODEL,
+        text_encoder=model["text_encoder"],
+        variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
+        progress=progress,
     )
     plan = pipeline.plan(prompt, **request)
     if as_json:

@@ -31,6 +31,7 @@ def command(
     from mlx_ltx2.cli.generate import summary
     from mlx_ltx2.generate import LTX2Pipeline, Output
     from mlx_ltx2.media.metadata import read_metadata
+    from mlx_ltx2.pipelines.presets import wanted_variant
     from mlx_ltx2.pipelines.run import Session
     from mlx_ltx2.progress import make_progress
 
@@ -42,7 +43,10 @@ def command(
     request = {**json.loads(stored["request"]), **dict(_change(c) for c in changes)}
     shown = make_progress(opts.progress_style(progress, quiet))
     pipeline = LTX2Pipeline.from_pretrained(
-        model or stored["model"], text_encoder=stored.get("text_encoder"), progress=shown
+        model or stored["model"],
+        text_encoder=stored.get("text_encoder"),
+        variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
+        progress=shown,
     )
     plan = pipeline.plan(request.pop("prompt"), **request)
     source = Path(clip)

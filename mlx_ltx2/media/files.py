@@ -78,6 +78,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
 
 
+@contextmanager
+def replacing_files(path: str | os.PathLike[str], pattern: str) -> Iterator[Path]:
+    """Yield a new, empty folder beside the folder `path`; on success its files move there, on any exception it goes.
+
+    pattern: files in `path` that match it are of an earlier run and are removed; all others stay.
+    """
+    target, partial = Path(path), partial_path(path)
+    with writing(target):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            target.mkdir(parents=True, exist_ok=True)
+            for old in target.glob(pattern):
+                old.unlink()
+            for new in partial.iterdir():
+                os.replace(new, target / new.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def check_writable(
     path: str | os.PathLike[str],
     *,

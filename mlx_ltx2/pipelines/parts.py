@@ -13,10 +13,11 @@ from mlx_ltx2.diffusion.schedules import checked_sigmas, ltx2_schedule
 from mlx_ltx2.diffusion.steppers import SAMPLERS
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.pipelines.plan import Plan
-from mlx_ltx2.pipelines.presets import TWO_STAGE
+from mlx_ltx2.pipelines.presets import GUIDED, TWO_STAGE
 from mlx_ltx2.pipelines.request import Filled
+from mlx_ltx2.pipelines.source import check_video_options
 from mlx_ltx2.shapes import MAX_SECONDS, VideoShape, check_video_shape
-from mlx_ltx2.stages.plan import ImageUse, LoraUse, ReferenceUse, StagePlan, StreamPlan
+from mlx_ltx2.stages.plan import EnhanceUse, ImageUse, LoraUse, ReferenceUse, StagePlan, StreamPlan
 from mlx_ltx2.traits import Traits
 
 IMAGE_MODES = ("auto", "replace", "keyframe")
@@ -68,6 +69,8 @@ def check_request(filled: Filled, card: ModelCard) -> None:
     for name in ("image_strength", "audio_strength", "attention_strength", "denoising_strength"):
         check_share(name, getattr(filled, name))
     _check_numbers(filled)
+    check_enhancement(filled.max_tokens, filled.temperature)
+    check_video_options(filled)
     if card.traits.distilled and not filled.force_guidance:
         _refuse_guidance(filled)
 
@@ -75,6 +78,13 @@ def check_request(filled: Filled, card: ModelCard) -> None:
 def check_share(name: str, value: float) -> None:
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise RequestError(f"{name} {value!r} must be between 0 and 1.")
+
+
+def check_enhancement(max_tokens: int, temperature: float) -> None:
+    if not isinstance(max_tokens, int) or not 1 <= max_tokens <= 4096:
+        raise RequestError(f"max_tokens {max_tokens!r} must be a whole number from 1 to 4096.")
+    if not isinstance(temperature, int | float) or not 0 <= temperature <= 5:
+        raise RequestError(f"temperature {temperature!r} must be a number from 0 (always the likeliest word) to 5.")
 
 
 _SCALES = ("cfg_scale", "stg_scale", "modality_scale", "cfg_rescale", "apg_eta", "apg_norm_threshold")
@@ -100,7 +110,7 @@ def _refuse_guidance(filled: Filled) -> None:
     ]
     off = {"cfg_scale": 1, "audio_cfg_scale": 1, "stg_scale": 0, "audio_stg_scale": 0}
     asked = [n for n in wanted if getattr(filled, n) != off[n]]
-    guided = filled.pipeline in ("one-stage", "two-stage", "two-stage-hq", "keyframes")
+    guided = filled.pipeline in GUIDED
     if asked or guided:
         what = ", ".join(asked) or f"pipeline {filled.pipeline}"
         raise RequestError(
@@ -309,12 +319,19 @@ def assemble(
         tiling=tiling,
         max_batch_size=filled.max_batch_size,
         audio_input=audio_input(filled),
-        enhance_prompt=filled.enhance_prompt,
+        enhance=_enhancement(filled),
         spatial_upscaler=upscaler,
         request=filled.request.given(),
         origin=filled.origin,
         **{"notes": notes(filled, last.shape), **more},
     )
+
+
+def _enhancement(filled: Filled) -> EnhanceUse | None:
+    if not filled.enhance_prompt:
+        return None
+    image = str(filled.images[0].path) if filled.images else None
+    return EnhanceUse(filled.max_tokens, float(filled.temperature), image)
 
 
 _TILE_SIZES = ("tile_size", "tile_overlap", "tile_frames", "tile_frame_overlap")

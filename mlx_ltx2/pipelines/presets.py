@@ -11,6 +11,7 @@ from typing import Any
 from mlx_ltx2.diffusion.guidance import GuidanceParams
 from mlx_ltx2.diffusion.schedules import DISTILLED_SIGMAS, STAGE_2_SIGMAS
 from mlx_ltx2.errors import RequestError
+from mlx_ltx2.media.video import MediaInfo
 from mlx_ltx2.pipelines.request import Filled, Request
 from mlx_ltx2.traits import Traits
 
@@ -36,6 +37,7 @@ PIPELINE_ALIASES = {
 }
 TWO_STAGE = {"distilled", "two-stage", "two-stage-hq", "keyframes", "ic-lora"}
 UNGUIDED = {"distilled", "ic-lora"}
+GUIDED = {"one-stage", "two-stage", "two-stage-hq", "keyframes"}
 
 # The wording is part of the released models' settings: the 1.0.0 text as diffusers carries it (Apache-2.0), with the
 # five tags that 1.2.0 puts in front.
@@ -69,6 +71,16 @@ def canonical_pipeline(name: str) -> str:
     return name
 
 
+def wanted_variant(pipeline: str | None, force_guidance: bool = False) -> str | None:
+    """Which checkpoint a pipeline needs where a model comes in two: "dev", or None for the one it takes by itself.
+
+    Raises: RequestError if there is no such pipeline.
+    """
+    if pipeline is None or canonical_pipeline(pipeline) not in GUIDED or force_guidance:
+        return None
+    return "dev"
+
+
 def defaults(pipeline: str, traits: Traits) -> dict[str, Any]:
     """Every default of one pipeline on one model, under the names of `Request`."""
     table = {
@@ -92,6 +104,8 @@ def defaults(pipeline: str, traits: Traits) -> dict[str, Any]:
         "lora_strength_stage_1": 0.25 if pipeline == "two-stage-hq" else 0.0,
         "lora_strength_stage_2": 0.5 if pipeline == "two-stage-hq" else 1.0,
         "stage_2_sigmas": STAGE_2_SIGMAS,
+        "max_tokens": 512,
+        "temperature": 0.7,
     }
     if pipeline in UNGUIDED or (pipeline in ("retake", "extend") and traits.distilled):
         table |= {"sigmas": DISTILLED_SIGMAS, "steps": len(DISTILLED_SIGMAS) - 1, **_guidance(None, traits)}
@@ -123,10 +137,14 @@ def _guidance(pipeline: str | None, traits: Traits) -> dict[str, Any]:
     return values | {audio_names.get(n, f"audio_{n}"): getattr(audio, key) for n, key in fields.items()}
 
 
-def fill(request: Request, traits: Traits) -> Filled:
-    """Give every unset option its default and remember which were given."""
+def fill(request: Request, traits: Traits, source: MediaInfo | None = None) -> Filled:
+    """Give every unset option its default and remember which were given.
+
+    source: what the clip that `request.video` names says about itself; size, length and rate default to its own.
+    """
     pipeline = canonical_pipeline(request.pipeline or _natural_pipeline(request, traits))
-    table = defaults(pipeline, traits)
+    own = {} if source is None else _of_source(request, pipeline, source)
+    table = {**defaults(pipeline, traits), **own}
     values, origin = dict(table), {}
     for name, default in table.items():
         given = getattr(request, name)
@@ -135,13 +153,21 @@ def fill(request: Request, traits: Traits) -> Filled:
         elif given is not None:
             values[name], origin[name] = given, "given"
         else:
-            values[name], origin[name] = (
-                default,
-                "model" if name in traits.recommended else f"{pipeline} {traits.generation}",
-            )
+            where = "model" if name in traits.recommended else f"{pipeline} {traits.generation}"
+            values[name], origin[name] = default, "source clip" if name in own else where
     if request.steps is not None and request.sigmas is None and values.get("sigmas") is not None:
         _check_distilled_steps(request.steps, len(values["sigmas"]) - 1)
-    return Filled(request, values, origin)
+    return Filled(request, values, origin, source)
+
+
+def _of_source(request: Request, pipeline: str, source: MediaInfo) -> dict[str, Any]:
+    more = request.extend_frames if pipeline == "extend" and isinstance(request.extend_frames, int) else 0
+    return {
+        "height": source.height,
+        "width": source.width,
+        "num_frames": (source.frames or 0) + more,
+        "fps": float(source.fps),
+    }
 
 
 def _check_distilled_steps(steps: int, allowed: int) -> None:
@@ -154,6 +180,8 @@ def _check_distilled_steps(steps: int, allowed: int) -> None:
 def _natural_pipeline(request: Request, traits: Traits) -> str:
     if request.video is not None and request.start_time is not None:
         return "retake"
+    if request.video is not None and request.extend_frames is not None:
+        return "extend"
     if request.references:
         return "ic-lora"
     return "distilled" if traits.distilled else "one-stage"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.media.audio import write_wav
+from mlx_ltx2.media.files import replacing_files
 from mlx_ltx2.media.writer import ClipWriter, save_frames
 from mlx_ltx2.states import Waveform
 
@@ -78,10 +80,13 @@ def stream_clip(
 ) -> list[str]:
     """Encode uint8 (F, H, W, 3) chunks as they come; returns the writer's notes."""
     done = 0
-    with ClipWriter(path, fps=fps, crf=crf, audio=audio, metadata=metadata) as writer:
+    with (
+        nullcontext() if frames_folder is None else replacing_files(frames_folder, "frame_*.png") as stills,
+        ClipWriter(path, fps=fps, crf=crf, audio=audio, metadata=metadata) as writer,
+    ):
         for chunk in chunks:
             writer.write(chunk)
-            if frames_folder is not None:
-                save_frames(frames_folder, chunk, first=done)
+            if stills is not None:
+                save_frames(stills, chunk, first=done)
             done += len(chunk)
     return writer.notes
