@@ -17,7 +17,7 @@ from training.world import Scene, caption
 
 SLOTS = 40
 MODES = {"plain": 0.5, "first": 0.16, "keys": 0.1, "region": 0.08, "sound": 0.1, "picture": 0.06}
-BATCH = {64: 48, 128: 16}
+BATCH = {64: 32, 128: 12}
 
 
 @dataclass

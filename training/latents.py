@@ -64,9 +64,9 @@ def train_pool(count: int) -> list[Scene]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--count", type=int, default=4096)
-    parser.add_argument("--large", type=int, default=1024)
-    parser.add_argument("--outlines", type=int, default=512)
+    parser.add_argument("--count", type=int, default=3072)
+    parser.add_argument("--large", type=int, default=768)
+    parser.add_argument("--outlines", type=int, default=384)
     a = parser.parse_args()
     assert FRAMES == KEYFRAMES[-1] + 1
     build(a.out, train_pool(a.count), 64, "latents_64")

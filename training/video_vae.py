@@ -61,7 +61,7 @@ def measure_statistics(vae: torch.nn.Module, pool: list[Scene]) -> None:
 
 
 def train(out: Path, steps: int, minutes: float | None, seed: int = 0, start: Path | None = None, decoder: bool = False) -> None:
-    """Train and save `video_vae.pt`; with `decoder`, go on from `start` with the encoder as it is."""
+    """Train and save `video_vae.pt`: from scratch, from the weights in `start`, or the decoder alone from there."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vae = video_vae()
@@ -71,9 +71,9 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0, start: Pa
     if decoder:
         vae.encoder.requires_grad_(False)
     pool, unseen = scenes(1, 4096), [sample_scene(np.random.default_rng(99 + i), "any") for i in range(6)]
-    optimiser = Optimiser(vae.named_parameters(), 8e-4 if start is not None else 2e-3, ends=("conv_in", "conv_out"))
+    optimiser = Optimiser(vae.named_parameters(), 2e-3 if start is None else 1e-3 if decoder else 1.5e-3, ends=("conv_in", "conv_out"))
     average = Average(vae)
-    clock = Clock("video_decoder" if decoder else "video_vae", out, steps=steps, minutes=minutes)
+    clock = Clock("video_decoder" if decoder else "video_vae" if start is None else "video_vae_2", out, steps=steps, minutes=minutes)
     losses: list[float] = []
 
     def save() -> None:
@@ -87,8 +87,9 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0, start: Pa
 
     grown = len(pool)
     while clock.running():
-        if start is None:
-            grown = int(min(len(pool), 64 * 2 ** (10 * clock.progress)))
+        if not decoder:
+            along = clock.progress if start is None else 0.25 + 0.75 * clock.progress
+            grown = int(min(len(pool), 64 * 2 ** (10 * along)))
         shapes = EARLY if start is None and clock.progress < 0.45 else LATE
         shape = shapes[int(rng.choice(len(shapes), p=[w for _, w in shapes]))][0]
         x, mask = clip_batch(pool[:grown], rng, *shape)
