@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,7 @@ def resolve_lora(path: str | Path, say: Say = silent) -> Path:
     if place.is_file() and not separator:
         return _safetensors(place)
     if place.is_dir():
-        return place / _choose(
-            base, name, [p.relative_to(place).as_posix() for p in place.rglob("*.safetensors")]
-        )
+        return place / _choose(base, name, [p.relative_to(place).as_posix() for p in place.rglob("*.safetensors")])
     if hub.is_repo_id(base) and not base.endswith(".safetensors"):
         return _from_hub(base, name, say)
     raise WeightsError(
@@ -66,26 +64,18 @@ def resolve_lora(path: str | Path, say: Say = silent) -> Path:
 
 def _safetensors(path: Path) -> Path:
     if path.suffix != ".safetensors":
-        raise WeightsError(
-            f"LoRA {path}: only safetensors files are read, not {path.suffix or 'others'}. Convert it."
-        )
+        raise WeightsError(f"LoRA {path}: only safetensors files are read, not {path.suffix or 'others'}. Convert it.")
     return path
 
 
 def _choose(where: str, name: str, names: Sequence[str]) -> str:
     names = sorted(names)
     if name and name not in names:
-        raise RequestError(
-            f"LoRA {where}: has no safetensors file {name!r}; it has {', '.join(names) or 'none'}."
-        )
+        raise RequestError(f"LoRA {where}: has no safetensors file {name!r}; it has {', '.join(names) or 'none'}.")
     if not names:
-        raise WeightsError(
-            f"LoRA {where}: holds no safetensors file. Give the file itself or another source."
-        )
+        raise WeightsError(f"LoRA {where}: holds no safetensors file. Give the file itself or another source.")
     if not name and len(names) > 1:
-        raise RequestError(
-            f"LoRA {where}: holds several files; say which, as {where}::FILE: {', '.join(names)}."
-        )
+        raise RequestError(f"LoRA {where}: holds several files; say which, as {where}::FILE: {', '.join(names)}.")
     return name or names[0]
 
 
@@ -147,9 +137,7 @@ class Match:
     report: LoraReport = field(default_factory=lambda: LoraReport("", 0.0))
 
 
-def match_lora(
-    file: LoraFile, strength: float, layers: Mapping[str, Shape], absent: Collection[str] = ()
-) -> Match:
+def match_lora(file: LoraFile, strength: float, layers: Mapping[str, Shape], absent: Collection[str] = ()) -> Match:
     """Find the layer of every pair. layers: name -> (outputs, inputs). absent: layers that are not built.
 
     Raises: WeightsError if nothing fits or a shape differs.
@@ -193,28 +181,48 @@ def apply_loras(
     loras: (file, strength); 0 skips it, negative ones subtract. absent: the model's layers that were not built.
     Memory: that of the network and float32 copies of one layer. Raises: WeightsError, RequestError.
     """
-    layers = linear_layers(transformer)
-    shapes = {name: linear_shape(layer) for name, layer in layers.items()}
-    reports: list[LoraReport] = []
-    matches: list[Match] = []
-    for path, strength in loras:
-        if not math.isfinite(strength):
-            raise RequestError(f"LoRA {path}: strength {strength} is no number; 1 is the usual one.")
-        if strength == 0:
-            reports.append(LoraReport(Path(path).name, 0.0))
-            continue
-        matches.append(match_lora(read_lora(path), strength, shapes, absent))
-        reports.append(matches[-1].report)
-    arrays = [_Arrays(match.file) for match in matches]
-    for name, layer in layers.items():
-        parts = [
-            (*source.take(match.pairs[name]), match.strength * match.pairs[name].scale)
-            for match, source in zip(matches, arrays, strict=True)
-            if name in match.pairs
-        ]
-        if parts:
-            _put(transformer, name, with_update(layer, parts))
-    return reports
+    updates = LoraUpdates(transformer, loras, absent=absent)
+    updates.apply(transformer, updates.layers)
+    return updates.reports
+
+
+class LoraUpdates:
+    """LoRA files matched to a transformer, ready to be applied to some of its layers at a time, any number of times.
+
+    layers: names of those that change. reports: one per LoRA. bytes_read: of LoRA tensors so far.
+    """
+
+    def __init__(
+        self, transformer: nn.Module, loras: Sequence[tuple[str | Path, float]], *, absent: Collection[str] = ()
+    ):
+        """Arguments and errors as of `apply_loras`; reads headers only."""
+        shapes = {name: linear_shape(layer) for name, layer in linear_layers(transformer).items()}
+        self.reports: list[LoraReport] = []
+        self.bytes_read = 0
+        self._matches: list[Match] = []
+        for path, strength in loras:
+            if not math.isfinite(strength):
+                raise RequestError(f"LoRA {path}: strength {strength} is no number; 1 is the usual one.")
+            if strength == 0:
+                self.reports.append(LoraReport(Path(path).name, 0.0))
+                continue
+            self._matches.append(match_lora(read_lora(path), strength, shapes, absent))
+            self.reports.append(self._matches[-1].report)
+        changed = {name for match in self._matches for name in match.pairs}
+        self.layers = [name for name in shapes if name in changed]
+
+    def apply(self, transformer: nn.Module, names: Iterable[str]) -> None:
+        """Change these layers of the transformer, whose weights must be the stored ones again."""
+        arrays = [_Arrays(match.file) for match in self._matches]
+        for name in names:
+            parts = [
+                (*source.take(match.pairs[name]), match.strength * match.pairs[name].scale)
+                for match, source in zip(self._matches, arrays, strict=True)
+                if name in match.pairs
+            ]
+            if parts:
+                put_layer(transformer, name, with_update(layer_at(transformer, name), parts))
+        self.bytes_read += sum(source.bytes_read for source in arrays)
 
 
 class _Arrays:
@@ -222,14 +230,16 @@ class _Arrays:
 
     def __init__(self, file: LoraFile):
         self._arrays: dict[str, mx.array] = mx.load(str(file.path))  # type: ignore[assignment]
-        self._dtypes: Mapping[str, TensorInfo] = read_header(file.path).tensors
+        self._infos: Mapping[str, TensorInfo] = read_header(file.path).tensors
+        self.bytes_read = 0
 
     def take(self, pair: Pair) -> tuple[mx.array, mx.array]:
         return self._take(pair.down), self._take(pair.up)
 
     def _take(self, name: str) -> mx.array:
         array = self._arrays.pop(name)
-        if self._dtypes[name].dtype == "F8_E4M3":  # mlx hands these out as bytes
+        self.bytes_read += self._infos[name].nbytes
+        if self._infos[name].dtype == "F8_E4M3":  # mlx hands these out as bytes
             return mx.from_fp8(array, dtype=mx.float32)
         return array.astype(mx.float32)
 
@@ -309,11 +319,18 @@ def stored_shapes(tensors: Mapping[str, tuple[int, ...]], group_size: int | None
     return shapes
 
 
-def _put(network: Any, name: str, layer: nn.Module) -> None:
-    *parents, last = name.split(".")
-    for part in parents:
+def layer_at(network: Any, name: str) -> Any:
+    """The layer of a network by its name."""
+    for part in name.split("."):
         network = network[int(part)] if isinstance(network, list) else network[part]
-    network[int(last) if isinstance(network, list) else last] = layer
+    return network
+
+
+def put_layer(network: Any, name: str, layer: nn.Module) -> None:
+    """Replace a layer of a network."""
+    parent, _, last = name.rpartition(".")
+    owner = layer_at(network, parent) if parent else network
+    owner[int(last) if isinstance(owner, list) else last] = layer
 
 
 _hashes: dict[tuple[str, int, int], str] = {}

@@ -23,9 +23,7 @@ import numpy as np
 from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.weights.header import Header, TensorInfo, read_header
 
-_PAIR = re.compile(
-    r"(?P<module>.+)\.lora[_.](?P<side>A|B|down|up)(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?"
-)
+_PAIR = re.compile(r"(?P<module>.+)\.lora[_.](?P<side>A|B|down|up)(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?")
 _DOWN = ("A", "down")
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
 
@@ -252,9 +250,7 @@ class _Settings:
         if stored is None:
             return cls()
         try:
-            values: dict[str, Any] = {
-                k.removeprefix("transformer."): v for k, v in json.loads(stored).items()
-            }
+            values: dict[str, Any] = {k.removeprefix("transformer."): v for k, v in json.loads(stored).items()}
             alpha = values.get("lora_alpha")
             patterns = {k: float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
             settings = cls(None if alpha is None else float(alpha), patterns, bool(values.get("use_rslora")))

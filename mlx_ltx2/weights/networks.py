@@ -10,8 +10,10 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 
+from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.traits import Traits
+from mlx_ltx2.weights.hub import FileName
 from mlx_ltx2.weights.index import TEXT_ENCODER, ModelFolder
 from mlx_ltx2.weights.load import load_component, load_statistics, read_shards
 from mlx_ltx2.weights.lora import (
@@ -82,7 +84,7 @@ class Networks:
         """
         say = say or self.say
         network = load_component(self.model, "transformer", dtype=self.dtype, video=video, audio=audio)
-        files = [(resolve_lora(path, say) if strength else Path(path), strength) for path, strength in loras]
+        files = [(self._lora(path, say) if strength else Path(path), strength) for path, strength in loras]
         for report in apply_loras(network, files, absent=self._linear_shapes() if files else ()):
             say(report.text())
         return network
@@ -95,11 +97,26 @@ class Networks:
         shapes: dict[str, Shape] = {}
         for path in dict.fromkeys(loras):
             shapes = shapes or self._linear_shapes()
-            match_lora(read_lora(resolve_lora(path, self.say)), 1.0, shapes)
+            match_lora(read_lora(self._lora(path, self.say)), 1.0, shapes)
 
     def lora_hashes(self, loras: Iterable[str]) -> dict[str, str]:
-        """SHA-256 of LoRA files, by path as given. Reads each file once."""
-        return {path: lora_hash(resolve_lora(path, self.say)) for path in loras}
+        """SHA-256 of LoRA files, by path as given; the model's own have theirs in its index, others are read once."""
+        recorded = {str(source.get("file")): str(source.get("sha256")) for source in self.model.sources}
+        own = {path: recorded[path.name] for path in self.model.loras if path.name in recorded}
+        files = {path: resolve_lora(path, self.say) for path in loras}
+        return {path: own.get(file) or lora_hash(file) for path, file in files.items()}
+
+    def _lora(self, path: str, say: Say) -> Path:
+        """The LoRA's file. Raises: WeightsError if its official name says that it is of another generation."""
+        file = resolve_lora(path, say)
+        name = FileName.parse(file.name)
+        generation = name.generation if name else None
+        if generation and _release(generation) != _release(self.traits.generation):
+            raise WeightsError(
+                f"LoRA {file.name}: is made for LTX-{generation}, and this model is LTX-{self.traits.generation}. "
+                "Use the LoRA of the model's own generation."
+            )
+        return file
 
     def _linear_shapes(self) -> dict[str, Shape]:
         tensors = {n: info.shape for n, (_, info) in read_shards(self.model.folder("transformer")).items()}
@@ -119,3 +136,8 @@ class Networks:
         Raises: WeightsError if one is missing or of a kind that is not supported.
         """
         return {path: dict(read_lora(resolve_lora(path, self.say)).metadata) for path in paths}
+
+
+def _release(generation: str) -> tuple[int, ...]:
+    """Numbers of a generation: "2" and "2.0" -> (2,); "2.3" -> (2, 3)."""
+    return tuple(map(int, generation.removesuffix(".0").split(".")))

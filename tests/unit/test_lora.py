@@ -411,7 +411,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, fault, says):
 def test_a_lora_of_the_other_generation_is_refused_by_shape(tmp_path):
     older = transformer(generation="2.0")
     path = save(tmp_path / "a.safetensors", official_keys(matrices(older, (Q, "adaln_single.linear"))))
-    with pytest.raises(WeightsError, match="1 of its 2 layers.*another generation or size"):
+    with pytest.raises(WeightsError, match=r"1 of its 2 layers.*another generation or size"):
         apply_loras(transformer(), [(path, 1.0)])
 
 
@@ -443,7 +443,7 @@ def test_files_and_folders_are_found(tmp_path):
     with pytest.raises(WeightsError, match="there is no such file"):
         resolve_lora(str(tmp_path / "nothing"))
     (tmp_path / "a.pt").write_bytes(b"x")
-    with pytest.raises(WeightsError, match="only safetensors files are read, not .pt"):
+    with pytest.raises(WeightsError, match=r"only safetensors files are read, not .pt"):
         resolve_lora(tmp_path / "a.pt")
 
 
@@ -560,6 +560,13 @@ def test_wrong_loras_are_refused_by_headers_alone(tiny_model, tmp_path, monkeypa
     bad = save(tmp_path / "bad.safetensors", broken(matrices(transformer(), (Q,)), "other width"))
     with pytest.raises(WeightsError, match="another generation or size"):
         model.check_loras([str(bad)])
+    older = tmp_path / "ltx-2-19b-distilled-lora-384.safetensors"
+    older.write_bytes(good.read_bytes())
+    with pytest.raises(WeightsError, match=r"is made for LTX-2, and this model is LTX-2\.3"):
+        model.check_loras([str(older)])
+    own = model.model.loras[0]
+    monkeypatch.setattr(lora.hashlib, "file_digest", None)
+    assert len(model.lora_hashes([str(own)])[str(own)]) == 64
     with pytest.raises(WeightsError, match="no such file"):
         model.lora_metadata([str(tmp_path / "none.safetensors")])
 
