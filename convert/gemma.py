@@ -48,9 +48,7 @@ def plan_text_encoder(folder: Path, traits: Traits, options: Options) -> TextEnc
                 ignored[name] = "parts of Gemma that a text encoder has no use for"
             else:
                 tensors.append(_tensor(name, info, header.path, options, quantized))
-    files = sorted(
-        p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.name not in ("config.json", _INDEX)
-    )
+    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.name not in ("config.json", _INDEX))
     config = read_json(folder / "config.json")
     return TextEncoderSource(config, tuple(headers), tuple(tensors), tuple(files), ignored)
 

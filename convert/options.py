@@ -27,7 +27,7 @@ def ignore(*_: object) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """variant: "distilled", "dev" or None for the only one there is. dtype: safetensors name, None keeps what is stored.
+    """variant: "distilled", "dev" or None for the only one there is. dtype: safetensors name, None for the stored one.
 
     text_encoder: a Gemma 3 folder, a hub repo id, None to look beside the checkpoint, False for none.
     components: convert only these, None for all. shard_bytes: largest shard; also the grain of resuming.

@@ -30,9 +30,7 @@ from mlx_ltx2_convert.tensors import FLOATING, RAW, to_float32
 
 IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(
-            r"(audio_)?vae\.per_channel_statistics\.(channel|mean-of-stds|mean-of-stds_over_std-of-means)"
-        ),
+        re.compile(r"(audio_)?vae\.per_channel_statistics\.(channel|mean-of-stds|mean-of-stds_over_std-of-means)"),
         "statistics that no network reads",
     ),
     (re.compile(r"vocoder\.mel_stft\.stft_fn\.inverse_basis"), "the inverse transform is never computed"),
@@ -74,9 +72,7 @@ class Plan:
 
     @property
     def output_bytes(self) -> int:
-        return sum(s.nbytes for s in self.shards) + sum(
-            p.stat().st_size for p in (*self.loras, *self.copies.values())
-        )
+        return sum(s.nbytes for s in self.shards) + sum(p.stat().st_size for p in (*self.loras, *self.copies.values()))
 
     @property
     def input_bytes(self) -> int:
@@ -101,7 +97,9 @@ def make_plan(sources: Sources, options: Options) -> Plan:
     header = read_header(sources.checkpoint)
     traits = Traits.from_header(header.metadata, header.tensors, str(sources.checkpoint), options.variant)
     everything = [
-        _wanted(c, traits.config[c.section]) for c in COMPONENTS.values() if c.section in traits.config
+        _wanted(component, traits.config[component.section])
+        for component in COMPONENTS.values()
+        if component.section is not None and component.section in traits.config
     ]
     ignored = _match(header, everything, options)
     wanted = [w for w in everything if options.wants(w.component.name)]
@@ -124,11 +122,7 @@ def make_plan(sources: Sources, options: Options) -> Plan:
         encoder = plan_text_encoder(sources.text_encoder, traits, options)
         _add_text_encoder(encoder, options, headers, shards, configs)
         copies = {f"{FOLDERS[TEXT_ENCODER]}/{p.name}": p for p in encoder.files}
-        left += [
-            f"{TEXT_ENCODER}.{t.name}"
-            for t in encoder.tensors
-            if t.quantization is None and _could(t, options)
-        ]
+        left += [f"{TEXT_ENCODER}.{t.name}" for t in encoder.tensors if t.quantization is None and _could(t, options)]
         ignored.update(encoder.ignored)
     loras = sources.loras if options.components is None else ()
     return Plan(traits, tuple(shards), configs, tuple(headers), ignored, tuple(left), loras, copies)
@@ -150,9 +144,7 @@ def _add_text_encoder(
     shards += cut_into_shards(TEXT_ENCODER, FOLDERS[TEXT_ENCODER], encoder.tensors, options.shard_bytes)
 
 
-def _with_quantization(
-    config: Mapping[str, Any], options: Options, tensors: Iterable[Tensor]
-) -> dict[str, Any]:
+def _with_quantization(config: Mapping[str, Any], options: Options, tensors: Iterable[Tensor]) -> dict[str, Any]:
     if options.quantization is None or not any(t.quantization for t in tensors):
         return dict(config)
     return {**config, "quantization": options.quantization.to_dict()}
@@ -207,14 +199,10 @@ def _tensor(
         raise WeightsError(f"{path}: tensor {official} has dtype {info.dtype}, which cannot be converted.")
     dtype = stored_dtype(target.component.name, name, info, options)
     quantization = options.quantization
-    fits = (
-        quantization is not None and is_quantizable(name.removesuffix(".weight")) and name.endswith(".weight")
-    )
+    fits = quantization is not None and is_quantizable(name.removesuffix(".weight")) and name.endswith(".weight")
     if not (fits and quantization is not None and quantization.fits(shape[-1])):
         quantization = None
-    return Tensor(
-        name, official, path, info, shape, axes, dtype, quantization, scales.get(f"{official}_scale", 1.0)
-    )
+    return Tensor(name, official, path, info, shape, axes, dtype, quantization, scales.get(f"{official}_scale", 1.0))
 
 
 def stored_dtype(component: str, name: str, info: TensorInfo, options: Options) -> str:
@@ -235,8 +223,8 @@ def _fp8_scales(header: Header) -> dict[str, float]:
                 continue
             if math.prod(info.shape) != 1 or info.dtype not in FLOATING:
                 raise WeightsError(
-                    f"{header.path}: {name} has shape {info.shape} and dtype {info.dtype}; only fp8 files with one scale "
-                    "per tensor are supported. Take the bf16 file or an official fp8 file."
+                    f"{header.path}: {name} has shape {info.shape} and dtype {info.dtype}; only fp8 files with one "
+                    "scale per tensor are supported. Take the bf16 file or an official fp8 file."
                 )
             file.seek(info.begin)
             raw = file.read(info.nbytes)
@@ -255,8 +243,6 @@ def _report(header: Header, wanted: list[_Wanted], unexpected: list[str]) -> Non
             faults.append(str(error))
     if unexpected:
         more = f" and {len(unexpected) - SHOWN} more" if len(unexpected) > SHOWN else ""
-        faults.append(
-            f"{len(unexpected)} tensors belong to no network: {', '.join(sorted(unexpected)[:SHOWN])}{more}."
-        )
+        faults.append(f"{len(unexpected)} tensors belong to no network: {', '.join(sorted(unexpected)[:SHOWN])}{more}.")
     if faults:
         raise WeightsError(f"{header.path}: cannot be converted completely.\n" + "\n".join(faults))

@@ -57,9 +57,7 @@ class Report:
             return [
                 f"{self.output} is up to date: it was converted from {self.source_name} with the same options{checked}."
             ]
-        lines = [
-            f"{self.source_name} (LTX {self.generation}, {self.variant}) -> {self.output}, {self.precision}"
-        ]
+        lines = [f"{self.source_name} (LTX {self.generation}, {self.variant}) -> {self.output}, {self.precision}"]
         for name, part in self.components.items():
             quantized = f", {part.quantized} quantized" if part.quantized else ""
             lines.append(f"  {name:<24}{part.tensors:>6} tensors {part.nbytes / 1e9:>9.3f} GB{quantized}")

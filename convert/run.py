@@ -44,8 +44,9 @@ def convert(
 ) -> Report:
     """Convert an official LTX-2 checkpoint into a model folder of format 1.
 
-    source: the monolithic file, a folder with it, or a hub repo id. Upsamplers, the distilled LoRA (for "dev") and a Gemma
-    folder beside it come along. output: a new folder; interrupted, the same call goes on from the finished shards.
+    source: the monolithic file, a folder with it, or a hub repo id. Upsamplers, the distilled LoRA (for "dev") and
+    a Gemma folder beside it come along. output: a new folder; interrupted, the same call goes on from the finished
+    shards.
     quantize (or any of q_bits, q_group_size, q_mode): affine with 2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128,
     or mxfp4, mxfp8, nvfp4. dtype: of the other floating weights, None keeps what the source stores.
     text_encoder: a Gemma 3 folder or repo id; None looks beside the checkpoint, False leaves it out.

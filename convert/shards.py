@@ -44,9 +44,7 @@ class Tensor:
         if self.quantization is None:
             return [(self.name, self.dtype, self.shape)]
         path = self.name.removesuffix("weight")
-        return [
-            (path + s, d, shape) for s, d, shape in quantized_parts(self.shape, self.dtype, self.quantization)
-        ]
+        return [(path + s, d, shape) for s, d, shape in quantized_parts(self.shape, self.dtype, self.quantization)]
 
     @property
     def nbytes(self) -> int:
@@ -141,9 +139,8 @@ class FileWriter:
             raise write_error(path, error) from None
 
     def write(self, data: bytes | np.ndarray) -> None:
-        view = memoryview(
-            data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-        )
+        flat = data if isinstance(data, bytes) else np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
+        view = memoryview(flat)
         self._hash.update(view)
         self.nbytes += len(view)
         try:

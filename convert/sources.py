@@ -45,17 +45,13 @@ def find_sources(source: str | Path, options: Options) -> Sources:
         found = _from_files(path, path.parent, options)
     elif path.is_dir():
         if is_model_folder(path):
-            raise RequestError(
-                f"{path} is a converted model already; give the official checkpoint as the source."
-            )
+            raise RequestError(f"{path} is a converted model already; give the official checkpoint as the source.")
         found = _from_files(None, path, options)
     elif is_repo_id(str(source)):
         downloaded = download_model(str(source), options.variant, options.revision, say=options.say)
         found = _from_files(None, downloaded[0].parent, options, downloaded)
     else:
-        raise WeightsError(
-            f"{source}: there is no such file or folder. Give an official checkpoint or a hub repo id."
-        )
+        raise WeightsError(f"{source}: there is no such file or folder. Give an official checkpoint or a hub repo id.")
     encoder = _text_encoder(found, path, options)
     return Sources(found.checkpoint, found.upsamplers, found.loras, encoder)
 
@@ -111,9 +107,7 @@ def _from_files(
     name = FileName.parse(chosen.name)
     generation = name.generation if name else None
     beside = {
-        kind: [
-            (n, h) for n, h in kinds[kind] if not (generation and n.generation and n.generation != generation)
-        ]
+        kind: [(n, h) for n, h in kinds[kind] if not (generation and n.generation and n.generation != generation)]
         for kind in ("upsampler", "lora")
     }
     upsamplers: dict[str, Path] = {}
@@ -126,7 +120,8 @@ def _from_files(
 def _choose(found: list[tuple[FileName, Header]], folder: Path, variant: str | None) -> Path:
     if not found:
         raise WeightsError(
-            f"{folder}: holds no monolithic LTX-2 checkpoint. Give the official file, for example ltx-2.3-22b-distilled.safetensors."
+            f"{folder}: holds no monolithic LTX-2 checkpoint. Give the official file, for example "
+            "ltx-2.3-22b-distilled.safetensors."
         )
     fitting = [(n, h) for n, h in found if variant is None or guess_variant(h.path.name) == variant]
     if not fitting:
@@ -135,9 +130,7 @@ def _choose(found: list[tuple[FileName, Header]], folder: Path, variant: str | N
     variants = {(n.generation, guess_variant(h.path.name)) for n, h in fitting}
     if len(variants) > 1:
         names = ", ".join(h.path.name for _, h in fitting)
-        raise RequestError(
-            f"{folder}: holds several checkpoints ({names}); give one of the files or --variant."
-        )
+        raise RequestError(f"{folder}: holds several checkpoints ({names}); give one of the files or --variant.")
     newest = max(fitting, key=lambda item: (not item[0].fp8, item[0].revision))
     return newest[1].path
 
@@ -154,9 +147,7 @@ def _text_encoder(found: Sources, source: Path, options: Options) -> Path | None
         return given
     if is_repo_id(str(options.text_encoder)):
         return download_text_encoder(str(options.text_encoder), say=options.say)
-    raise WeightsError(
-        f"{given}: there is no such folder. Give a Gemma 3 folder or a hub repo id as text encoder."
-    )
+    raise WeightsError(f"{given}: there is no such folder. Give a Gemma 3 folder or a hub repo id as text encoder.")
 
 
 def _gemma_beside(folder: Path) -> Path | None:

@@ -128,15 +128,13 @@ def _read(
     step = max(1, CHUNK_BYTES // max(1, grain)) * grain
     while nbytes:
         data = np.empty(min(step, nbytes), np.uint8)
-        view = memoryview(data)
+        view = memoryview(data.data)
         while view:
             count = file.readinto(view)
             if not count:
-                raise WeightsError(
-                    f"{header.path}: ended early; it changed while it was read. Run the command again."
-                )
+                raise WeightsError(f"{header.path}: ended early; it changed while it was read. Run the command again.")
             view = view[count:]
-        sha.update(memoryview(data))
+        sha.update(memoryview(data.data))
         yield data
         advance(len(data))
         nbytes -= len(data)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from mlx_ltx2.weights.quantize import Quantization
 
-RAW = {
+RAW: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -81,9 +82,7 @@ def quantize(raw: np.ndarray, dtype: str, quantization: Quantization) -> list[np
     """Rows of a weight -> [packed words, scales] and, in affine mode, biases; bits as they are stored."""
     rows = mx.array(raw)
     rows = rows.view(mx.bfloat16) if dtype == "BF16" else rows
-    parts = mx.quantize(
-        rows, group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode
-    )
+    parts = mx.quantize(rows, group_size=quantization.group_size, bits=quantization.bits, mode=quantization.mode)
     mx.eval(*parts)
     return [np.array(p.view(mx.uint16) if p.dtype == mx.bfloat16 else p) for p in parts]
 

@@ -3,6 +3,9 @@
 One monolithic file with its config JSON in the metadata, upsampler files, a distilled LoRA and a Gemma folder: what a
 user downloads, a thousand times smaller. The networks are the real architecture with all block kinds and the real
 compression; only widths and depths shrink. Its pictures are noise.
+
+The official code loads these files but for the two parts whose width it cannot shrink: its video encoder starts as wide
+as the latents are (128) and its audio autoencoder has as many statistics as it is wide (128).
 """
 
 from __future__ import annotations
@@ -15,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from mlx.utils import tree_flatten
 
 from mlx_ltx2.demo.tiny_gemma import write_tiny_gemma
 from mlx_ltx2.models.registry import COMPONENTS
 from mlx_ltx2.weights.header import header_bytes
 from mlx_ltx2.weights.layout import official_shape
+from mlx_ltx2.weights.load import parameter_shapes
 from mlx_ltx2.weights.quantize import is_quantizable
 
 Generation = Literal["2.0", "2.3"]
@@ -28,6 +31,7 @@ Variant = Literal["distilled", "dev"]
 Dtype = Literal["BF16", "F16", "F32", "F8_E4M3"]
 
 TEXT_WIDTH, TEXT_LAYERS = 64, 7
+LATENT_CHANNELS = 128
 LORA_RANK = 4
 _FP8_SCALE = 1 / 256
 _STATISTICS_NOBODY_READS = ("channel", "mean-of-stds", "mean-of-stds_over_std-of-means")
@@ -102,7 +106,7 @@ def upsampler_configs(generation: Generation) -> dict[str, dict[str, Any]]:
     """File name -> flat config of the upsamplers of a generation; the official ones lack x1.5 in LTX-2."""
     common = {
         "_class_name": "LatentUpsampler",
-        "in_channels": 128,
+        "in_channels": LATENT_CHANNELS,
         "mid_channels": 32,
         "num_blocks_per_stage": 1,
         "dims": 3,
@@ -133,8 +137,8 @@ _TRANSFORMER = {
     "attention_head_dim": 16,
     "audio_num_attention_heads": 4,
     "audio_attention_head_dim": 8,
-    "in_channels": 128,
-    "out_channels": 128,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
     "audio_out_channels": 128,
     "cross_attention_dim": 64,
     "audio_cross_attention_dim": 32,
@@ -194,7 +198,7 @@ _VAE = {
     "dims": 3,
     "in_channels": 3,
     "out_channels": 3,
-    "latent_channels": 128,
+    "latent_channels": LATENT_CHANNELS,
     "patch_size": 4,
     "encoder_base_channels": 8,
     "decoder_base_channels": 8,
@@ -257,6 +261,8 @@ _VAE_23 = {
     "spatial_padding_mode": "zeros",
     "timestep_conditioning": False,
 }
+
+
 _AUDIO_VAE = {
     "model": {
         "params": {
@@ -337,12 +343,10 @@ _VOCODER_23 = {
 def _shapes(name: str, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Official name -> official shape of every tensor of a component."""
     component = COMPONENTS[name]
-    back = sorted(
-        ((ours, theirs) for theirs, ours in component.sources.items()), key=lambda pair: -len(pair[0])
-    )
-    for ours, array in tree_flatten(component.build(config).parameters()):
+    back = sorted(((ours, theirs) for theirs, ours in component.sources.items()), key=lambda pair: -len(pair[0]))
+    for ours, shape in parameter_shapes(component.build(config)).items():
         start, prefix = next((o, p) for o, p in back if ours.startswith(o))
-        yield prefix + ours.removeprefix(start), official_shape(ours, tuple(array.shape))
+        yield prefix + ours.removeprefix(start), official_shape(ours, shape)
 
 
 def _monolith(config: Mapping[str, Any], seed: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -351,7 +355,7 @@ def _monolith(config: Mapping[str, Any], seed: int) -> Iterator[tuple[str, np.nd
             for name, shape in _shapes(component.name, config[component.section]):
                 yield name, random_values(name, shape, seed)
     for name in _STATISTICS_NOBODY_READS:
-        yield f"vae.per_channel_statistics.{name}", np.ones(128, np.float32)
+        yield f"vae.per_channel_statistics.{name}", np.ones(LATENT_CHANNELS, np.float32)
 
 
 def _write_upsamplers(folder: Path, generation: Generation, seed: int, dtype: Dtype) -> Iterator[Path]:
@@ -403,9 +407,7 @@ def _encode(name: str, values: np.ndarray, dtype: Dtype) -> Iterator[tuple[str, 
         yield name, dtype, values
     elif dtype == "F16":
         yield name, dtype, values.astype(np.float16)
-    elif (
-        dtype == "F8_E4M3" and ".transformer_blocks." in name and is_quantizable(name.removesuffix(".weight"))
-    ):
+    elif dtype == "F8_E4M3" and ".transformer_blocks." in name and is_quantizable(name.removesuffix(".weight")):
         yield name, dtype, _fp8_bits(values / _FP8_SCALE)
         yield f"{name}_scale", "F32", np.full((), _FP8_SCALE, np.float32)
         yield f"{name.removesuffix('.weight')}.input_scale", "F32", np.full((), 0.05, np.float32)

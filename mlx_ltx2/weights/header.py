@@ -84,9 +84,7 @@ def read_header(path: str | Path) -> Header:
                 _refuse(path, f"it has {file_bytes} bytes and no header")
             length = int.from_bytes(length_bytes, "little")
             if length > MAX_HEADER_BYTES or length < 2:
-                _refuse(
-                    path, f"its header length of {length} bytes is absurd, so this is no safetensors file"
-                )
+                _refuse(path, f"its header length of {length} bytes is absurd, so this is no safetensors file")
             text = file.read(length)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror}).") from None
@@ -159,9 +157,7 @@ def _tensor(path: Path, name: str, entry: Any, data_begin: int) -> TensorInfo:
     if not isinstance(shape, list) or not all(map(_is_count, (*shape, begin, end))):
         _refuse(path, f"the header's entry for {name!r} is malformed")
     if math.prod(shape) * ITEM_BYTES[dtype] != end - begin:
-        _refuse(
-            path, f"tensor {name!r} of shape {tuple(shape)} and dtype {dtype} cannot fill {end - begin} bytes"
-        )
+        _refuse(path, f"tensor {name!r} of shape {tuple(shape)} and dtype {dtype} cannot fill {end - begin} bytes")
     return TensorInfo(dtype, tuple(shape), data_begin + begin, data_begin + end)
 
 

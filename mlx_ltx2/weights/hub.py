@@ -87,9 +87,7 @@ def list_files(repo: str, revision: str | None = None) -> list[HubFile]:
     return [HubFile(s.rfilename, s.size or 0) for s in info.siblings or ()]
 
 
-def choose_files(
-    files: Sequence[HubFile], repo: str, variant: str | None, *, fp8: bool = False
-) -> list[HubFile]:
+def choose_files(files: Sequence[HubFile], repo: str, variant: str | None, *, fp8: bool = False) -> list[HubFile]:
     """What of an official repo is needed: one checkpoint, its upscalers, and for "dev" the distilled LoRA.
 
     Of several revisions the newest is taken. variant None stands for "distilled" if the repo has it.
@@ -98,9 +96,7 @@ def choose_files(
     known = [(parsed, file) for file in files if (parsed := FileName.parse(file.name))]
     checkpoints = [(p, f) for p, f in known if p.kind == "checkpoint"]
     if not checkpoints:
-        raise WeightsError(
-            f"{repo}: holds no official LTX-2 checkpoint. Give Lightricks/LTX-2.3 or Lightricks/LTX-2."
-        )
+        raise WeightsError(f"{repo}: holds no official LTX-2 checkpoint. Give Lightricks/LTX-2.3 or Lightricks/LTX-2.")
     there = {p.variant for p, _ in checkpoints}
     variant = variant or ("distilled" if "distilled" in there else "dev")
     fitting = [(p, f) for p, f in checkpoints if p.variant == variant]
@@ -145,9 +141,7 @@ def download_converted(repo: str, revision: str | None = None, *, say: Say) -> P
     return next(p.parent for p in paths if p.name == INDEX)
 
 
-def download_files(
-    repo: str, files: Sequence[HubFile], revision: str | None = None, *, say: Say
-) -> list[Path]:
+def download_files(repo: str, files: Sequence[HubFile], revision: str | None = None, *, say: Say) -> list[Path]:
     """Show the sizes, check the disk, then download one by one."""
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -189,18 +183,17 @@ def _explained(repo: str) -> Iterator[None]:
     except errors.GatedRepoError:
         raise WeightsError(
             f"{repo}: its owner asks you to accept a licence first. Open {page}, log in and accept it, then run "
-            "`hf auth login` once (or set HF_TOKEN) and try again. Files that you have already can be given as a folder."
+            "`hf auth login` once (or set HF_TOKEN) and try again. A folder that you have already can be given instead."
         ) from None
     except errors.RepositoryNotFoundError:
         raise WeightsError(
-            f"{repo}: the hub has no such repo, or it is private and you are not logged in. Check the name or run `hf auth login`."
+            f"{repo}: the hub has no such repo, or it is private and you are not logged in. "
+            "Check the name or run `hf auth login`."
         ) from None
     except errors.LocalEntryNotFoundError as error:  # not in the cache, and no way to the hub
         raise _no_network(repo, error) from None
     except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
-        raise WeightsError(
-            f"{repo}: the hub does not have this file or revision ({_first_line(error)})."
-        ) from None
+        raise WeightsError(f"{repo}: the hub does not have this file or revision ({_first_line(error)}).") from None
     except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, ConnectionError, TimeoutError) as error:
         raise _no_network(repo, error) from None
     except OSError as error:
@@ -215,8 +208,8 @@ def _explained(repo: str) -> Iterator[None]:
 
 def _no_network(repo: str, error: Exception) -> WeightsError:
     return WeightsError(
-        f"{repo}: the hub cannot be reached ({_first_line(error)}). Check the network and try again, what is downloaded is "
-        "kept; or give a local file or folder."
+        f"{repo}: the hub cannot be reached ({_first_line(error)}). Check the network and try again, what is "
+        "downloaded is kept; or give a local file or folder."
     )
 
 

@@ -30,7 +30,7 @@ FOLDERS = {**{c.name: c.folder for c in COMPONENTS.values()}, TEXT_ENCODER: TEXT
 """Component name -> folder, relative to the model."""
 
 _OPTIONAL = {
-    "spatial_upsampler": "two-stage pipelines need it: convert again with the spatial upscaler x2 beside the checkpoint",
+    "spatial_upsampler": "two-stage pipelines need it; convert again with the spatial upscaler x2 beside the file",
     "spatial_upsampler_x1.5": "convert again with the spatial upscaler x1.5 beside the checkpoint",
     "temporal_upsampler": "convert again with the temporal upscaler beside the checkpoint",
     TEXT_ENCODER: "give a Gemma 3 folder with --text-encoder, or convert again with one",
@@ -166,9 +166,7 @@ def _refuse_no_model(path: Path) -> None:
     if (path / INDEX).is_file():
         return
     if path.name.endswith(PARTIAL):
-        raise WeightsError(
-            f"{path}: is an interrupted conversion. Run the same convert command again to finish it."
-        )
+        raise WeightsError(f"{path}: is an interrupted conversion. Run the same convert command again to finish it.")
     raise WeightsError(
         f"{path}: is no converted model, it has no {INDEX}. "
         "Give the folder that `mlx-ltx2 convert` wrote, or convert the official checkpoint first."
@@ -178,9 +176,7 @@ def _refuse_no_model(path: Path) -> None:
 def _check_components(path: Path, components: Mapping[str, Any]) -> None:
     for name, folder in components.items():
         if not isinstance(folder, str) or Path(folder).is_absolute() or ".." in Path(folder).parts:
-            raise WeightsError(
-                f"{path / INDEX}: the folder of {name!r} is {folder!r}; it must lie inside the model."
-            )
+            raise WeightsError(f"{path / INDEX}: the folder of {name!r} is {folder!r}; it must lie inside the model.")
         if not (path / folder / "config.json").is_file():
             raise WeightsError(
                 f"{path}: the component {name} is incomplete, {folder}/config.json is missing. "

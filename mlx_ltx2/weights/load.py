@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,31 +35,42 @@ def load_component(
     """One network of a converted model with its weights, not yet evaluated.
 
     name: a component name, see `models.registry.COMPONENTS` or "text_encoder". dtype: cast floating weights to it, None
-    keeps what is stored; the vocoder is never cast. video, audio: False builds the transformer without that stream, whose
-    weights are then never read.
+    keeps what is stored; the vocoder is never cast. video, audio: False builds the transformer without that stream,
+    whose weights are then never read.
 
-    Raises: WeightsError if the component is missing or damaged, or its tensors differ in name or shape from the network.
+    Raises: WeightsError if the component is missing or damaged, or its tensors differ in name or shape from the
+        network.
     """
     folder = model if isinstance(model, ModelFolder) else ModelFolder.open(model)
     if name == TEXT_ENCODER:
         from mlx_ltx2.weights.text_encoder import load_text_encoder
 
         return load_text_encoder(folder.folder(name), folder.traits.text_width).model
+    module, wanted = bare_component(folder, name, video=video, audio=audio)
+    cast = None if name in KEEPS_DTYPE else dtype
+    module.load_weights(_arrays(wanted, cast), strict=True)
+    module.eval()
+    return module
+
+
+def bare_component(
+    folder: ModelFolder, name: str, *, video: bool = True, audio: bool = True
+) -> tuple[nn.Module, dict[str, tuple[Header, TensorInfo]]]:
+    """A network as it is stored, quantized layers included, without weights; and where each of its tensors lies.
+
+    Arguments and errors as `load_component`, with any name but "text_encoder". Reads headers only.
+    """
     if name not in COMPONENTS:
         folder.folder(name)  # raises with the list of names
     config = folder.config(name)
     stored_quantization = config.pop("quantization", None)
     where = folder.folder(name)
-    headers = read_shards(where)
-    module, wanted = _build(name, config, headers, video, audio)
+    module, wanted = _build(name, config, read_shards(where), video, audio)
     if stored_quantization is not None:
         quantization = Quantization.from_dict(stored_quantization, str(where / "config.json"))
         _quantize_as_stored(module, set(wanted), quantization, where)
     check_tensors(parameter_shapes(module), {n: i.shape for n, (_, i) in wanted.items()}, str(where))
-    cast = None if name in KEEPS_DTYPE else dtype
-    module.load_weights(_arrays(wanted, cast), strict=True)
-    module.eval()
-    return module
+    return module, wanted
 
 
 def load_statistics(model: ModelFolder | str | Path) -> PerChannelStatistics:
@@ -81,7 +92,8 @@ def load_statistics(model: ModelFolder | str | Path) -> PerChannelStatistics:
 
 def parameter_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter; nothing is evaluated."""
-    return {name: tuple(array.shape) for name, array in tree_flatten(module.parameters())}
+    flat: Any = tree_flatten(module.parameters())
+    return {name: tuple(array.shape) for name, array in flat}
 
 
 def read_shards(folder: Path) -> dict[str, tuple[Header, TensorInfo]]:
@@ -97,9 +109,7 @@ def read_shards(folder: Path) -> dict[str, tuple[Header, TensorInfo]]:
         if not isinstance(shard, str) or Path(shard).name != shard:
             raise WeightsError(f"{folder / SHARD_INDEX}: {shard!r} is no file name. Convert the model again.")
         header = read_header(folder / shard)
-        found.update(
-            {n: (header, info) for n, info in header.tensors.items() if weight_map.get(n, shard) == shard}
-        )
+        found.update({n: (header, info) for n, info in header.tensors.items() if weight_map.get(n, shard) == shard})
     if found.keys() != weight_map.keys():
         raise WeightsError(
             f"{folder}: the shards and {SHARD_INDEX} disagree on {_some(found.keys() ^ weight_map.keys())}. "
@@ -108,9 +118,7 @@ def read_shards(folder: Path) -> dict[str, tuple[Header, TensorInfo]]:
     return found
 
 
-def check_tensors(
-    expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def check_tensors(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raise WeightsError listing every missing, unexpected and wrongly shaped tensor, unless all agree."""
     missing = sorted(expected.keys() - given.keys())
     unexpected = sorted(given.keys() - expected.keys())
@@ -124,8 +132,8 @@ def check_tensors(
     faults = ((missing, "missing"), (unexpected, "unexpected"), (wrong, "of the wrong shape"))
     shown = "; ".join(f"{len(names)} {kind}: {_some(names)}" for names, kind in faults if names)
     raise WeightsError(
-        f"{where}: the tensors do not fit the network that the config describes ({len(expected)} expected, {len(given)} "
-        f"given). {shown}. Use files of one and the same model, complete and unchanged."
+        f"{where}: the tensors do not fit the network that the config describes ({len(expected)} expected, "
+        f"{len(given)} given). {shown}. Use files of one and the same model, complete and unchanged."
     )
 
 
@@ -161,15 +169,14 @@ def _quantize_as_stored(module: nn.Module, names: set[str], quantization: Quanti
         ) from None
 
 
-def _arrays(
-    wanted: Mapping[str, tuple[Header, TensorInfo]], dtype: mx.Dtype | None
-) -> Sequence[tuple[str, mx.array]]:
+def _arrays(wanted: Mapping[str, tuple[Header, TensorInfo]], dtype: mx.Dtype | None) -> list[tuple[str, mx.array]]:
     """Lazy arrays of the wanted tensors; the others in the same files are never read."""
     files = {header.path for header, _ in wanted.values()}
     arrays: list[tuple[str, mx.array]] = []
     for path in sorted(files):
-        for name, array in mx.load(str(path)).items():
+        stored: Any = mx.load(str(path))
+        for name, array in stored.items():
             if name in wanted:
-                floating = dtype is not None and mx.issubdtype(array.dtype, mx.floating)
-                arrays.append((name, array.astype(dtype) if floating else array))
+                floating = mx.issubdtype(array.dtype, mx.floating)
+                arrays.append((name, array.astype(dtype) if dtype is not None and floating else array))
     return arrays

@@ -38,9 +38,7 @@ class Quantization:
     group_size: int = 64
 
     @classmethod
-    def from_options(
-        cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None
-    ) -> Quantization:
+    def from_options(cls, mode: str = "affine", bits: int | None = None, group_size: int | None = None) -> Quantization:
         """Fill in what is not given with the mode's default (mlx: affine 4 bits in groups of 64).
 
         Raises: RequestError if the combination does not exist.
@@ -51,14 +49,13 @@ class Quantization:
             fixed = _FIXED[mode]
             if (bits or fixed[0], group_size or fixed[1]) != fixed:
                 raise RequestError(
-                    f"mode {mode} always has {fixed[0]} bits in groups of {fixed[1]}; leave the bits and the group size out."
+                    f"mode {mode} always has {fixed[0]} bits in groups of {fixed[1]}; "
+                    "leave the bits and the group size out."
                 )
             return cls(mode, *fixed)
         bits, group_size = bits or 4, group_size or 64
         if bits not in AFFINE_BITS:
-            raise RequestError(
-                f"{bits} bits are not possible; use one of {', '.join(map(str, AFFINE_BITS))}."
-            )
+            raise RequestError(f"{bits} bits are not possible; use one of {', '.join(map(str, AFFINE_BITS))}.")
         if group_size not in AFFINE_GROUPS:
             raise RequestError(
                 f"group size {group_size} is not possible; use one of {', '.join(map(str, AFFINE_GROUPS))}."
@@ -69,9 +66,7 @@ class Quantization:
     def from_dict(cls, stored: Mapping[str, Any], where: str) -> Quantization:
         """From a config.json. Raises: WeightsError if it is none."""
         try:
-            return cls.from_options(
-                stored.get("mode", "affine"), int(stored["bits"]), int(stored["group_size"])
-            )
+            return cls.from_options(stored.get("mode", "affine"), int(stored["bits"]), int(stored["group_size"]))
         except (KeyError, TypeError, ValueError, AttributeError, RequestError) as error:
             raise WeightsError(f"{where}: the quantization {stored!r} is not understood ({error}).") from None
 
@@ -108,9 +103,7 @@ def quantize_module(module: nn.Module, quantization: Quantization) -> list[str]:
             return False
         return True
 
-    nn.quantize(
-        module, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=wanted
-    )
+    nn.quantize(module, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=wanted)
     return left
 
 
@@ -120,6 +113,4 @@ def quantize_like(module: nn.Module, names: set[str], quantization: Quantization
     def stored(path: str, layer: nn.Module) -> bool:
         return f"{path}.scales" in names and hasattr(layer, "to_quantized")
 
-    nn.quantize(
-        module, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=stored
-    )
+    nn.quantize(module, quantization.group_size, quantization.bits, mode=quantization.mode, class_predicate=stored)
