@@ -29,7 +29,11 @@ from mlx_ltx2.states import Blocks, LatentState, Modality, Perturbation, TextCon
 
 
 class VelocityModel(Protocol):
-    """A joint transformer: velocities (B, N, C) per stream, None for an absent one."""
+    """A joint transformer: velocities (B, N, C) per stream, None for an absent one.
+
+    A model may also have `many(inputs, rope=) -> list of results` for several passes at a time; one whose weights come
+    from disk reads them once for all.
+    """
 
     def __call__(
         self,
@@ -40,6 +44,9 @@ class VelocityModel(Protocol):
         perturbations: Sequence[Perturbation] | None = None,
     ) -> tuple[mx.array | None, mx.array | None]: ...
 
+
+ModelInputs = tuple[Modality | None, Modality | None, Sequence[Perturbation] | None]
+"""One invocation: video, audio, perturbations per sample."""
 
 RopeBuilder = Callable[[np.ndarray | None, np.ndarray | None], Any]
 """(video positions (1, 3, N, 2), audio positions (1, 1, T, 2)) -> tables that the model takes as `rope`."""
@@ -96,13 +103,10 @@ class Evaluator:
         """x0 predictions by pass name; `enabled` says which streams (video, audio) update their tokens."""
         batch = _batch(states)
         at_once = max(1, self.max_batch_size // batch)
+        groups = [passes[first : first + at_once] for first in range(0, len(passes), at_once)]
+        inputs = [self._inputs(states, sigma, group, enabled) for group in groups]
         predictions: dict[PassName, LatentPair] = {}
-        for first in range(0, len(passes), at_once):
-            group = passes[first : first + at_once]
-            video, audio = self._velocities(states, sigma, group, enabled)
-            if len(passes) > at_once:
-                # Starts this pass without waiting; one graph of all passes might interleave their memory.
-                mx.async_eval([velocity for velocity in (video, audio) if velocity is not None])
+        for group, (video, audio) in zip(groups, self._velocities(inputs, self._rope_tables(states)), strict=True):
             for index, item in enumerate(group):
                 rows = slice(index * batch, (index + 1) * batch)
                 predictions[item.name] = LatentPair(
@@ -110,18 +114,28 @@ class Evaluator:
                 )
         return predictions
 
-    def _velocities(
+    def _inputs(
         self, states: StatePair, sigma: float, group: Sequence[Pass], enabled: tuple[bool, bool]
-    ) -> tuple[mx.array | None, mx.array | None]:
+    ) -> ModelInputs:
         video = _modality(states.video, sigma, [item.context.video for item in group], "video", enabled[0])
         audio = _modality(states.audio, sigma, [item.context.audio for item in group], "audio", enabled[1])
         perturbed = any(item.perturbation != Perturbation() for item in group)
         samples = [item.perturbation for item in group for _ in range(_batch(states))]
         self.evaluations += len(group)
         self.calls += 1
-        return self.model(
-            video, audio, rope=self._rope_tables(states), perturbations=samples if perturbed else None
-        )
+        return video, audio, samples if perturbed else None
+
+    def _velocities(self, inputs: Sequence[ModelInputs], rope: Any) -> list[tuple[mx.array | None, mx.array | None]]:
+        many = getattr(self.model, "many", None)
+        if many is not None:
+            return many(inputs, rope=rope)
+        results = []
+        for video, audio, perturbations in inputs:
+            results.append(self.model(video, audio, rope=rope, perturbations=perturbations))
+            if len(inputs) > 1:
+                # Starts this pass without waiting; one graph of all passes might interleave their memory.
+                mx.async_eval([velocity for velocity in results[-1] if velocity is not None])
+        return results
 
     def _rope_tables(self, states: StatePair) -> Any:
         if self.rope is None:

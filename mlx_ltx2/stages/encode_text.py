@@ -38,17 +38,15 @@ def encode_text(
         for ids in tokens:
             if ids.cut:
                 progress.note(_cut_note(ids))
-        states = []
         with progress.phase("encode text", len(distinct) * (encoder.layers + 1), "layer") as advance:
-            for ids in tokens:
 
-                def layer_done(index: int, state: mx.array, advance: Callable[[int], None] = advance) -> None:
-                    mx.eval(state)  # one layer per command buffer
-                    advance(1)
+            def layer_done(index: int, state: mx.array) -> None:
+                mx.eval(state)  # one layer per command buffer
+                advance(1)
 
-                hidden = encoder.states(ids, layer_done)
+            states = encoder.states_of(tokens, layer_done)
+            for hidden in states:
                 mx.eval(hidden)
-                states.append(hidden)
         del encoder
     contexts: dict[str, TextContext] = {}
     with phase("text projections", report), resident(load_projections) as projections:

@@ -27,6 +27,7 @@ from mlx_ltx2.weights.lora import (
     stored_shapes,
 )
 from mlx_ltx2.weights.lora_keys import read_lora
+from mlx_ltx2.weights.streaming import stream_transformer
 from mlx_ltx2.weights.text_encoder import TextEncoder, TextEncoderInfo, check_text_encoder, load_text_encoder
 
 UPSAMPLERS = {
@@ -65,8 +66,9 @@ class Networks:
     def check_text_encoder(self) -> TextEncoderInfo:
         return check_text_encoder(self._text_folder(), self.traits.text_width)
 
-    def load_text_encoder(self) -> TextEncoder:
-        return load_text_encoder(self._text_folder(), self.traits.text_width)
+    def load_text_encoder(self, resident_layers: int | None = None) -> TextEncoder:
+        """resident_layers: keep so many layers and read the others at every use; None keeps all."""
+        return load_text_encoder(self._text_folder(), self.traits.text_width, resident_layers=resident_layers)
 
     def _text_folder(self) -> Path:
         return self.text_encoder or self.model.folder(TEXT_ENCODER)
@@ -76,16 +78,31 @@ class Networks:
         return load_component(self.model, name, dtype=self.dtype)
 
     def load_transformer(
-        self, *, video: bool, audio: bool, loras: Iterable[tuple[str, float]] = (), say: Say | None = None
+        self,
+        *,
+        video: bool,
+        audio: bool,
+        loras: Iterable[tuple[str, float]] = (),
+        say: Say | None = None,
+        resident_blocks: int | None = None,
     ) -> Any:
         """The transformer, with only the streams asked for; the other stream's weights are never read.
 
         loras: (file, folder or hub id, strength), applied to the weights as stored. say: is told what each did.
+        resident_blocks: keep so many blocks and read the others at every use; None keeps all.
         """
         say = say or self.say
-        network = load_component(self.model, "transformer", dtype=self.dtype, video=video, audio=audio)
         files = [(self._lora(path, say) if strength else Path(path), strength) for path, strength in loras]
-        for report in apply_loras(network, files, absent=self._linear_shapes() if files else ()):
+        absent = self._linear_shapes() if files else ()
+        streams = {"dtype": self.dtype, "video": video, "audio": audio}
+        if resident_blocks is None:
+            network: Any = load_component(self.model, "transformer", **streams)
+            reports = apply_loras(network, files, absent=absent)
+        else:
+            network, reports = stream_transformer(
+                self.model, resident_blocks=resident_blocks, loras=files, absent=absent, **streams
+            )
+        for report in reports:
             say(report.text())
         return network
 

@@ -7,7 +7,7 @@ anything else that does not fit is an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,11 +17,12 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ltx2.errors import WeightsError
-from mlx_ltx2.models.text.gemma import build_gemma, gemma_args, hidden_states
+from mlx_ltx2.models.text.gemma import build_gemma, gemma_args, hidden_states_of
 from mlx_ltx2.models.text.tokenizer import PromptTokenizer
 from mlx_ltx2.states import PromptTokens
 from mlx_ltx2.weights.header import TensorInfo, read_header
 from mlx_ltx2.weights.quantize import Quantization
+from mlx_ltx2.weights.streaming import BlockStream, RowReader, StreamedLayers, TensorReader, load_around, split_by_block
 
 if TYPE_CHECKING:
     from mlx_lm.models.gemma3_text import Model, ModelArgs
@@ -72,7 +73,14 @@ class TextEncoder:
         self, tokens: PromptTokens, on_layer: Callable[[int, mx.array], None] | None = None
     ) -> mx.array:
         """(1, T, width, layers + 1), lazy; `on_layer` as in `hidden_states`."""
-        return hidden_states(self.model, mx.array([list(tokens.ids)], dtype=mx.int32), on_layer)
+        return self.states_of([tokens], on_layer)[0]
+
+    def states_of(
+        self, prompts: Sequence[PromptTokens], on_layer: Callable[[int, mx.array], None] | None = None
+    ) -> list[mx.array]:
+        """The states of several prompts; layers that are not resident are read once for all of them."""
+        ids = [mx.array([list(tokens.ids)], dtype=mx.int32) for tokens in prompts]
+        return hidden_states_of(self.model, ids, on_layer)
 
 
 @dataclass(frozen=True)
@@ -104,26 +112,55 @@ def check_text_encoder(
 
 
 def load_text_encoder(
-    folder: str | Path, expected_width: int | None = None, expected_layers: int | None = None
+    folder: str | Path,
+    expected_width: int | None = None,
+    expected_layers: int | None = None,
+    *,
+    resident_layers: int | None = None,
 ) -> TextEncoder:
     """Text encoder of a Gemma 3 folder. Weights stay on disk until they are used.
 
     expected_width, expected_layers: of the checkpoint the prompt is for (3840 and 48 in the released ones).
-    float16 tensors become bfloat16: Gemma 3's residual stream leaves float16's range.
+    resident_layers: keep so many layers, read the others at every use, and only the rows of the embedding that a
+    prompt needs; None keeps everything. float16 tensors become bfloat16: Gemma 3's residual stream leaves float16's
+    range.
     Raises: WeightsError if a file is missing or damaged, a tensor is missing, unexpected or misshapen, if
     the size is not the expected one, or if the tokenizer is missing or of another model.
     """
     found, model, tokenizer = _check(folder, expected_width, expected_layers)
-    loaded: dict[Path, dict[str, mx.array]] = {}
-    weights = []
-    for name, (file, stored) in found.files.items():
-        if file not in loaded:
-            loaded[file] = cast(dict[str, mx.array], mx.load(str(file)))
-        array = loaded[file][stored]
-        weights.append((name, array.astype(mx.bfloat16) if array.dtype == mx.float16 else array))
-    model.load_weights(weights, strict=True)
+    if resident_layers is None:
+        loaded: dict[Path, dict[str, mx.array]] = {}
+        weights = []
+        for name, (file, stored) in found.files.items():
+            if file not in loaded:
+                loaded[file] = cast(dict[str, mx.array], mx.load(str(file)))
+            weights.append((name, _not_float16(loaded[file][stored])))
+        model.load_weights(weights, strict=True)
+    else:
+        _stream(model, found, resident_layers)
     model.eval()
     return TextEncoder(model, tokenizer, found.args.hidden_size, found.args.num_hidden_layers)
+
+
+def _not_float16(array: mx.array) -> mx.array:
+    return array.astype(mx.bfloat16) if array.dtype == mx.float16 else array
+
+
+def _stream(model: Model, found: _Folder, resident: int) -> None:
+    """Weights around the layers and of the resident ones, lazily; the others when they are asked for."""
+    gemma: Any = model.model
+    places = {name: (*found.files[name], found.infos[name]) for name in found.files}
+    reader = TensorReader(places, _not_float16)
+    names, rest = split_by_block(places, "model.layers", len(gemma.layers))
+    blocks = BlockStream(gemma.layers, names, reader, resident)
+    embedding = {n.rpartition(".")[2]: places[n] for n in rest if n.startswith(_EMBEDDING)}
+    gemma.layers = StreamedLayers(blocks)
+    gemma.embed_tokens = RowReader(gemma.embed_tokens, embedding, _not_float16)
+    load_around(model, reader, [name for name in rest if not name.startswith(_EMBEDDING)])
+    blocks.load_resident()
+
+
+_EMBEDDING = "model.embed_tokens."
 
 
 def _check(

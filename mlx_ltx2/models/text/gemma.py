@@ -10,7 +10,7 @@ References: transformers.models.gemma3; ltx_core.text_encoders.gemma.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -132,25 +132,39 @@ def hidden_states(
     Returns: (1, T, D, layers + 1) in the weights' dtype. State 0 is the scaled embedding, the last has
     passed the final norm (Hugging Face's `output_hidden_states`).
     """
+    return hidden_states_of(model, [ids], on_layer)[0]
+
+
+def hidden_states_of(
+    model: Model, prompts: Sequence[mx.array], on_layer: Callable[[int, mx.array], None] | None = None
+) -> list[mx.array]:
+    """`hidden_states` of several prompts, which go through each layer one after the other.
+
+    Layers that are read from disk are thus read once. on_layer: called once per prompt and layer.
+    """
     gemma, args = model.model, model.args
-    tokens = ids.shape[1]
-    window = args.sliding_window
-    local_mask = "causal" if tokens <= window else _sliding_mask(tokens, window)
-    x = gemma.embed_tokens(ids)
-    x = x * mx.array(args.hidden_size**0.5, x.dtype)
-    states: list[mx.array] = []
+    states: list[list[mx.array]] = [[] for _ in prompts]
 
-    def keep(state: mx.array) -> None:
+    def keep(number: int, state: mx.array) -> None:
         if on_layer is not None:
-            on_layer(len(states), state)
-        states.append(state)
+            on_layer(len(states[number]), state)
+        states[number].append(state)
 
-    keep(x)
+    masks: list[mx.array | str] = []
+    tokens: list[mx.array] = []
+    for number, ids in enumerate(prompts):
+        length, window = ids.shape[1], args.sliding_window
+        masks.append("causal" if length <= window else _sliding_mask(length, window))
+        x = gemma.embed_tokens(ids)
+        tokens.append(x * mx.array(args.hidden_size**0.5, x.dtype))
+        keep(number, tokens[number])
     last = len(gemma.layers) - 1
     for index, layer in enumerate(gemma.layers):
-        x = _layer(layer, x, local_mask if layer.self_attn.is_sliding else "causal")
-        keep(_norm(gemma.norm, x) if index == last else x)
-    return mx.stack(states, axis=2).swapaxes(2, 3)
+        for number, local_mask in enumerate(masks):
+            x = _layer(layer, tokens[number], local_mask if layer.self_attn.is_sliding else "causal")
+            tokens[number] = x
+            keep(number, _norm(gemma.norm, x) if index == last else x)
+    return [mx.stack(of_prompt, axis=2).swapaxes(2, 3) for of_prompt in states]
 
 
 def _sliding_mask(tokens: int, window: int) -> mx.array:
