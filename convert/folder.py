@@ -101,6 +101,11 @@ class WorkFolder:
         except OSError as error:
             raise write_error(self.path / MANIFEST, error) from None
 
+    def drop_unless_begun(self) -> None:
+        """Remove the folder if it holds no finished file."""
+        if not self.files:
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def complete(self, index: dict[str, Any]) -> None:
         """Write the index, which makes it a model, and give the folder its name; an older model there is replaced."""
         try:

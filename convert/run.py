@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.errors import ResourceError, WeightsError
 from mlx_ltx2.weights.index import FOLDERS, SHARD_INDEX, index_content, write_json
 from mlx_ltx2.weights.quantize import Quantization
 from mlx_ltx2.weights.verify import verify as verify_files
@@ -94,7 +94,11 @@ def run(source: str | Path, output: Path, options: Options) -> Report:
         return replace(report, up_to_date=True, verified=options.verify)
     work = WorkFolder.open(output, key, options.overwrite)
     reused = sum(shard.file in work.files for shard in plan.shards)
-    check_disk(output, _bytes_to_write(plan, work))
+    try:
+        check_disk(output, _bytes_to_write(plan, work))
+    except ResourceError:
+        work.drop_unless_begun()
+        raise
     _write_weights(plan, work, options.progress)
     report = replace(
         report,

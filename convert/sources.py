@@ -41,6 +41,9 @@ def find_sources(source: str | Path, options: Options) -> Sources:
     Raises: WeightsError if there is no official checkpoint, RequestError if there are several to choose from.
     """
     path = Path(source)
+    wants_encoder = options.text_encoder is not False and options.wants("text_encoder")
+    # Before the checkpoint: a licence that is not accepted yet should not show only after 46 GB.
+    encoder = _text_encoder(path, options) if wants_encoder else None
     if path.is_file():
         found = _from_files(path, path.parent, options)
     elif path.is_dir():
@@ -52,7 +55,6 @@ def find_sources(source: str | Path, options: Options) -> Sources:
         found = _from_files(None, downloaded[0].parent, options, downloaded)
     else:
         raise WeightsError(f"{source}: there is no such file or folder. Give an official checkpoint or a hub repo id.")
-    encoder = _text_encoder(found, path, options)
     return Sources(found.checkpoint, found.upsamplers, found.loras, encoder)
 
 
@@ -135,13 +137,11 @@ def _choose(found: list[tuple[FileName, Header]], folder: Path, variant: str | N
     return newest[1].path
 
 
-def _text_encoder(found: Sources, source: Path, options: Options) -> Path | None:
-    if options.text_encoder is False or not options.wants("text_encoder"):
-        return None
+def _text_encoder(source: Path, options: Options) -> Path | None:
     if options.text_encoder in (None, True):
-        if not source.exists():
-            return download_text_encoder(say=options.say)
-        return _gemma_beside(found.checkpoint.parent)
+        if source.exists():
+            return _gemma_beside(source if source.is_dir() else source.parent)
+        return download_text_encoder(say=options.say) if is_repo_id(str(source)) else None
     given = Path(str(options.text_encoder))
     if given.is_dir():
         return given

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -306,6 +307,51 @@ def test_wrong_sources_are_refused(tiny, tmp_path):
         convert(tiny().folder, tmp_path / "out", variant="fast")
     with pytest.raises(RequestError, match="dtype 'int8'"):
         convert(tiny().folder, tmp_path / "out", dtype="int8")
+
+
+@pytest.fixture
+def fake_hub(tiny, tmp_path, monkeypatch):
+    """A hub with the tiny files as an official repo and a gated Gemma repo; returns the names of fetched files."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    fetched: list[str] = []
+    repos = {"Lightricks/LTX-2.3": tiny("2.3", "dev").folder, "google/gemma": tiny().text_encoder}
+
+    class Api:
+        def model_info(self, repo, revision=None, files_metadata=False):
+            files = [p for p in repos.get(repo, tiny().text_encoder).iterdir() if p.is_file()]
+            named = [SimpleNamespace(rfilename=p.name, size=p.stat().st_size) for p in files]
+            return SimpleNamespace(siblings=named)
+
+    def download(repo, name, revision=None):
+        if repo not in repos:
+            raise errors.GatedRepoError("gated", response=SimpleNamespace(headers={}, request=None))
+        fetched.append(name)
+        target = tmp_path / "cache" / repo.replace("/", "--") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(repos[repo] / name, target)
+        return str(target)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: None)
+    return fetched
+
+
+def test_a_repo_is_converted_with_only_the_files_it_needs(fake_hub, tmp_path):
+    said: list[str] = []
+    source = "Lightricks/LTX-2.3"
+    report = convert(source, tmp_path / "out", variant="dev", text_encoder="google/gemma", say=said.append)
+    assert "ltx-2.3-22b-dev.safetensors" in fake_hub and "tokenizer.json" in fake_hub
+    assert report.loras and {"text_encoder", "temporal_upsampler"} <= set(report.components)
+    assert any("files to download" in line for line in said)
+
+
+def test_a_gated_text_encoder_is_explained_before_the_checkpoint_is_fetched(fake_hub, tmp_path):
+    with pytest.raises(WeightsError, match=r"accept a licence first.*google/gemma-3-12b"):
+        convert("Lightricks/LTX-2.3", tmp_path / "out", variant="dev")
+    assert not fake_hub
 
 
 def test_of_several_checkpoints_one_must_be_chosen(tiny, tmp_path):
