@@ -11,6 +11,12 @@ from mlx import nn
 from mlx_ltx2.models.layers.rope import Rope
 
 
+@mx.compile
+def _head_gates(logits: mx.array) -> mx.array:
+    # Apart from the product with the heads, or every element of a head would compute its sigmoid again.
+    return 2 * mx.sigmoid(logits)
+
+
 class Attention(nn.Module):
     """Attention with an RMS norm over all heads of the queries and keys together, before the rotation.
 
@@ -78,7 +84,7 @@ class Attention(nn.Module):
 
     def _project(self, x: mx.array, out: mx.array) -> mx.array:
         if "to_gate_logits" in self:
-            out = out * (2 * mx.sigmoid(self.to_gate_logits(x)))[..., None]
+            out = out * _head_gates(self.to_gate_logits(x))[..., None]
         return self.to_out[0](out.flatten(2))
 
     def __call__(

@@ -17,7 +17,7 @@ from mlx_ltx2.models.layers.feed_forward import FeedForward
 from mlx_ltx2.models.layers.norm import rms_norm
 from mlx_ltx2.models.layers.rope import Rope
 from mlx_ltx2.models.transformer.config import Prefix, TransformerConfig
-from mlx_ltx2.models.transformer.modulation import Levels, add_gated, norm_modulate
+from mlx_ltx2.models.transformer.modulation import Levels, add_gated, add_table, norm_modulate, scale_shift
 from mlx_ltx2.states import Perturbation
 
 Tokens = Mapping[Prefix, mx.array]
@@ -30,8 +30,10 @@ CROSS_ATTENTION: dict[Prefix, str] = {"": "audio_to_video", "audio_": "video_to_
 """Names that `Perturbation` has for the attentions that write to a stream."""
 
 _OTHER: dict[Prefix, Prefix] = {"": "audio_", "audio_": ""}
-_CROSS_ROWS: dict[Prefix, tuple[int, int]] = {"": (0, 1), "audio_": (2, 3)}
-"""Scale and shift in the audio-video tables, by the stream written to; other tables have shift first."""
+_SELF, _FEED_FORWARD, _TEXT = 0, 1, 2
+"""Sub-layers in the order in which a block's table holds their shift, scale and gate."""
+_CROSS: dict[Prefix, int] = {"": 0, "audio_": 1}
+"""Pairs of the audio-video tables, by the stream that is written to; in them the scale comes before the shift."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,37 @@ def skipped(perturbations: Sequence[Perturbation] | None, kind: str, block: int)
     return mx.array(np.array(flags)) if any(flags) and not all(flags) else any(flags)
 
 
-def _with_table(rows: mx.array, table: mx.array) -> mx.array:
-    # Files may hold the tables in float32; added as they are they would widen all activations.
-    return rows + table.astype(rows.dtype)
+@dataclass(frozen=True)
+class Rows:
+    """Modulation of one stream by one table, sub-layer by sub-layer: weights (1 + scale), shifts and gates.
+
+    Each: (B, K, sub-layers, dim). Made for all sub-layers at once, since each is a kernel over next to nothing.
+    """
+
+    weights: mx.array
+    shifts: mx.array
+    gates: mx.array | None = None
+
+    @classmethod
+    def of_block(cls, rows: mx.array, table: mx.array) -> Rows:
+        """Tables of shift, scale, gate, shift, ..."""
+        rows = add_table(rows, table)
+        return cls(1 + rows[:, :, 1::3], rows[:, :, 0::3], rows[:, :, 2::3])
+
+    @classmethod
+    def of_cross(cls, rows: mx.array, table: mx.array) -> Rows:
+        """Tables of scale, shift, scale, shift."""
+        rows = add_table(rows, table)
+        return cls(1 + rows[:, :, 0::2], rows[:, :, 1::2])
+
+    def normed(self, x: mx.array, layer: int, levels: Levels, eps: float) -> mx.array:
+        """Input of sub-layer number `layer`."""
+        return norm_modulate(x, self.weights[:, :, layer], self.shifts[:, :, layer], levels, eps)
+
+    def added(self, x: mx.array, update: mx.array, layer: int, levels: Levels) -> mx.array:
+        """x after sub-layer number `layer`, whose output is `update`."""
+        assert self.gates is not None
+        return add_gated(x, update, self.gates[:, :, layer], levels)
 
 
 class TransformerBlock(nn.Module):
@@ -115,56 +145,54 @@ class TransformerBlock(nn.Module):
         """Keys and values of the text. They depend on the prompt and, where text is modulated, on sigma."""
         context = stream.context
         if stream.prompt is not None:
-            rows = _with_table(stream.prompt, self[f"{prefix}prompt_scale_shift_table"])
-            context = context * (1 + rows[:, :, 1]) + rows[:, :, 0]
+            rows = add_table(stream.prompt, self[f"{prefix}prompt_scale_shift_table"])
+            context = scale_shift(context, 1 + rows[:, :, 1], rows[:, :, 0])
         return self[f"{prefix}attn2"].keys_values(context)
 
-    def _attend(
-        self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: mx.array, skip: bool | mx.array
-    ) -> mx.array:
+    def _attend(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: Rows, skip: bool | mx.array) -> mx.array:
         """x after self-attention."""
-        h = norm_modulate(x, rows[:, :, 1], rows[:, :, 0], stream.levels, self.eps)
+        h = rows.normed(x, _SELF, stream.levels, self.eps)
         update = self[f"{prefix}attn1"](h, rope=stream.rope, mask=stream.self_mask, skip=skip)
-        return add_gated(x, update, rows[:, :, 2], stream.levels)
+        return rows.added(x, update, _SELF, stream.levels)
 
     def _attend_to_text(
-        self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: mx.array, text: KeysValues
+        self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: Rows, text: KeysValues
     ) -> mx.array:
         """x after attention to the text."""
         attention: Attention = self[f"{prefix}attn2"]
         if not self.modulated_text:
             return x + attention.attend(rms_norm(x, self.eps), text, mask=stream.context_mask)
-        h = norm_modulate(x, rows[:, :, 7], rows[:, :, 6], stream.levels, self.eps)
+        h = rows.normed(x, _TEXT, stream.levels, self.eps)
         update = attention.attend(h, text, mask=stream.context_mask)
-        return add_gated(x, update, rows[:, :, 8], stream.levels)
+        return rows.added(x, update, _TEXT, stream.levels)
 
     def _attend_across(
-        self, prefix: Prefix, tokens: Tokens, inputs: Mapping[Prefix, CrossInputs], skip: bool | mx.array
+        self,
+        prefix: Prefix,
+        tokens: Tokens,
+        inputs: Mapping[Prefix, CrossInputs],
+        rows: Mapping[Prefix, Rows],
+        skip: bool | mx.array,
     ) -> mx.array:
         """Tokens of stream `prefix` after attention to those of the other stream."""
         x, other = tokens[prefix], _OTHER[prefix]
         if skip is True:
             return x
-        tables = {"": self.scale_shift_table_a2v_ca_video, "audio_": self.scale_shift_table_a2v_ca_audio}
-        scale, shift = _CROSS_ROWS[prefix]
-
-        def modulated(stream: Prefix) -> mx.array:
-            rows = _with_table(inputs[stream].rows, tables[stream][:4])
-            levels = inputs[stream].levels
-            return norm_modulate(tokens[stream], rows[:, :, scale], rows[:, :, shift], levels, self.eps)
-
+        pair = _CROSS[prefix]
+        queries, context = (rows[p].normed(tokens[p], pair, inputs[p].levels, self.eps) for p in (prefix, other))
         attention = self.video_to_audio_attn if prefix else self.audio_to_video_attn
-        update = attention(
-            modulated(prefix), modulated(other), rope=inputs[prefix].rope, key_rope=inputs[other].rope
-        )
+        update = attention(queries, context, rope=inputs[prefix].rope, key_rope=inputs[other].rope)
         if not isinstance(skip, bool):
             update = update * mx.logical_not(skip)[:, None, None].astype(update.dtype)
-        gate = _with_table(inputs[prefix].gate, tables[prefix][4:])[:, :, 0]
+        gate = add_table(inputs[prefix].gate, self._cross_table(prefix)[4:])[:, :, 0]
         return add_gated(x, update, gate, inputs[prefix].gate_levels)
 
-    def _feed_forward(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: mx.array) -> mx.array:
-        h = norm_modulate(x, rows[:, :, 4], rows[:, :, 3], stream.levels, self.eps)
-        return add_gated(x, self[f"{prefix}ff"](h), rows[:, :, 5], stream.levels)
+    def _cross_table(self, prefix: Prefix) -> mx.array:
+        return self.scale_shift_table_a2v_ca_audio if prefix else self.scale_shift_table_a2v_ca_video
+
+    def _feed_forward(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: Rows) -> mx.array:
+        h = rows.normed(x, _FEED_FORWARD, stream.levels, self.eps)
+        return rows.added(x, self[f"{prefix}ff"](h), _FEED_FORWARD, stream.levels)
 
     def __call__(
         self, index: int, inputs: Pass, tokens: Tokens, texts: Mapping[Prefix, KeysValues] | None = None
@@ -175,15 +203,17 @@ class TransformerBlock(nn.Module):
         """
         x, skips = dict(tokens), inputs.perturbations
         running = {prefix: stream for prefix, stream in inputs.streams.items() if stream.enabled}
-        rows = {p: _with_table(s.rows, self[f"{p}scale_shift_table"]) for p, s in running.items()}
+        rows = {p: Rows.of_block(s.rows, self[f"{p}scale_shift_table"]) for p, s in running.items()}
         for p, stream in running.items():
             x[p] = self._attend(p, x[p], stream, rows[p], skipped(skips, SELF_ATTENTION[p], index))
             text = texts[p] if texts is not None else self.text_keys_values(p, stream)
             x[p] = self._attend_to_text(p, x[p], stream, rows[p], text)
         if inputs.cross:
             before = dict(x)  # both directions read the tokens as they were before either wrote
+            cross = {p: Rows.of_cross(c.rows, self._cross_table(p)[:4]) for p, c in inputs.cross.items()}
             for p in running:
-                x[p] = self._attend_across(p, before, inputs.cross, skipped(skips, CROSS_ATTENTION[p], index))
+                skip = skipped(skips, CROSS_ATTENTION[p], index)
+                x[p] = self._attend_across(p, before, inputs.cross, cross, skip)
         for p, stream in running.items():
             x[p] = self._feed_forward(p, x[p], stream, rows[p])
         return x

@@ -186,8 +186,7 @@ def _check_fixed(section: Mapping[str, Any]) -> None:
 def _caption_channels(section: Mapping[str, Any]) -> int:
     if "caption_channels" not in section:
         raise WeightsError(
-            "transformer config: caption_channels is missing; it is needed unless "
-            "caption_proj_before_connector is true"
+            "transformer config: caption_channels is missing; it is needed unless caption_proj_before_connector is true"
         )
     return section["caption_channels"]
 
@@ -195,9 +194,7 @@ def _caption_channels(section: Mapping[str, Any]) -> int:
 def _rope(section: Mapping[str, Any]) -> RopeConfig:
     layout = section.get("rope_type", "split")
     if layout not in ("split", "interleaved"):
-        raise WeightsError(
-            f"transformer config: rope_type is {layout!r}, allowed are 'split' and 'interleaved'"
-        )
+        raise WeightsError(f"transformer config: rope_type is {layout!r}, allowed are 'split' and 'interleaved'")
     return RopeConfig(
         theta=section.get("positional_embedding_theta", 10000.0),
         layout=layout,

@@ -24,7 +24,13 @@ from mlx_ltx2.models.transformer.block import (
     TransformerBlock,
 )
 from mlx_ltx2.models.transformer.config import Prefix, StreamConfig, TransformerConfig
-from mlx_ltx2.models.transformer.modulation import AdaLayerNormSingle, Levels, over_tokens
+from mlx_ltx2.models.transformer.modulation import (
+    AdaLayerNormSingle,
+    Levels,
+    add_table,
+    over_tokens,
+    scale_shift,
+)
 from mlx_ltx2.states import Modality, Perturbation
 
 Velocities = tuple[mx.array | None, mx.array | None]
@@ -111,9 +117,7 @@ class Transformer(nn.Module):
 
         def build(positions: np.ndarray, dim: int, heads: int, limits: Sequence[float]) -> Rope:
             centres = midpoints(positions)
-            return build_rope(
-                centres, dim=dim, heads=heads, max_positions=limits, config=config.rope, dtype=dtype
-            )
+            return build_rope(centres, dim=dim, heads=heads, max_positions=limits, config=config.rope, dtype=dtype)
 
         def own(positions: np.ndarray | None, stream: StreamConfig | None) -> Rope | None:
             if positions is None or stream is None:
@@ -181,9 +185,7 @@ class Transformer(nn.Module):
         """
         self._check(video, audio, perturbations)
         if rope is None:
-            rope = self.rope(
-                None if video is None else video.positions, None if audio is None else audio.positions
-            )
+            rope = self.rope(None if video is None else video.positions, None if audio is None else audio.positions)
         given: dict[Prefix, Modality] = {}
         if video is not None:
             given[""] = video
@@ -239,11 +241,11 @@ class Transformer(nn.Module):
         return heads.get(""), heads.get("audio_")
 
     def _head(self, prefix: Prefix, stream: StreamInputs, x: mx.array) -> mx.array:
-        rows = stream.embedded[:, :, None] + self[f"{prefix}scale_shift_table"].astype(x.dtype)
+        rows = add_table(stream.embedded[:, :, None], self[f"{prefix}scale_shift_table"])
         eps = self.config.norm_eps
 
         def modulate(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
-            return mx.fast.layer_norm(x, None, None, eps) * (1 + scale) + shift
+            return scale_shift(mx.fast.layer_norm(x, None, None, eps), 1 + scale, shift)
 
         x = over_tokens(modulate, stream.levels, [x], [rows[:, :, 1], rows[:, :, 0]])
         return self[f"{prefix}proj_out"](x)

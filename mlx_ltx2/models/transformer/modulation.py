@@ -89,18 +89,39 @@ def over_tokens(
     return mx.concatenate(pieces, axis=1)
 
 
-def norm_modulate(x: mx.array, scale: mx.array, shift: mx.array, levels: Levels, eps: float) -> mx.array:
-    """rms(x) * (1 + scale) + shift. x: (B, N, dim), scale and shift: (B, K, dim)."""
+def norm_modulate(x: mx.array, weight: mx.array, shift: mx.array, levels: Levels, eps: float) -> mx.array:
+    """rms(x) * weight + shift. x: (B, N, dim), weight (1 + scale) and shift: (B, K, dim)."""
 
-    def modulate(x: mx.array, scale: mx.array, shift: mx.array) -> mx.array:
-        if scale.shape[:2] == (1, 1):
+    def modulate(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
+        if weight.shape[:2] == (1, 1):
             # One row for all tokens is a norm with a weight: one kernel less and no normed copy of x.
-            return mx.fast.rms_norm(x, (1 + scale)[0, 0], eps) + shift
-        return mx.fast.rms_norm(x, None, eps) * (1 + scale) + shift
+            return mx.fast.rms_norm(x, weight[0, 0], eps) + shift
+        return scale_shift(mx.fast.rms_norm(x, None, eps), weight, shift)
 
-    return over_tokens(modulate, levels, [x], [scale, shift])
+    return over_tokens(modulate, levels, [x], [weight, shift])
 
 
 def add_gated(x: mx.array, update: mx.array, gate: mx.array, levels: Levels) -> mx.array:
     """x + update * gate. x, update: (B, N, dim), gate: (B, K, dim)."""
-    return over_tokens(lambda x, update, gate: x + update * gate, levels, [x, update], [gate])
+    return over_tokens(_add_scaled, levels, [x, update], [gate])
+
+
+# Each of these is one fused kernel. They are compiled for the shapes they meet, never `shapeless`, and hold no number
+# of their own that depends on a shape.
+
+
+@mx.compile
+def add_table(rows: mx.array, table: mx.array) -> mx.array:
+    """rows + table in the type of the rows: files may hold tables in float32, which would widen all activations."""
+    return rows + table.astype(rows.dtype)
+
+
+@mx.compile
+def scale_shift(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
+    """x * weight + shift."""
+    return x * weight + shift
+
+
+@mx.compile
+def _add_scaled(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
+    return x + update * gate
