@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from training.models import AUDIO_BINS, AUDIO_LATENT, audio_vae, vocoder
 from training.optim import Average, Clock, Optimiser, orthogonal
@@ -38,7 +37,13 @@ def log_mel(wave: torch.Tensor) -> torch.Tensor:
     """The reference's front end: (B, 2, N) at 16 kHz to log-mel (B, 2, N // 160 + 1, 64)."""
     b, c, n = wave.shape
     spectrum = torch.stft(
-        wave.reshape(b * c, n), 1024, MEL_HOP, window=torch.hann_window(1024), center=True, pad_mode="reflect", return_complex=True
+        wave.reshape(b * c, n),
+        1024,
+        MEL_HOP,
+        window=torch.hann_window(1024),
+        center=True,
+        pad_mode="reflect",
+        return_complex=True,
     ).abs()
     mel = mel_filters(MEL_RATE_HZ, 1024) @ spectrum
     return mel.clamp_min(1e-5).log().reshape(b, c, 64, -1).transpose(2, 3)
@@ -126,13 +131,20 @@ def spectral_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(())
     for n in (256, 512, 1024):
         pair = [
-            torch.stft(x.flatten(0, 1), n, n // 4, window=torch.hann_window(n), return_complex=True).abs() for x in (a, b)
+            torch.stft(x.flatten(0, 1), n, n // 4, window=torch.hann_window(n), return_complex=True).abs()
+            for x in (a, b)
         ]
-        total = total + (pair[0].add(1e-3).log() - pair[1].add(1e-3).log()).abs().mean() + (pair[0] - pair[1]).abs().mean()
+        total = (
+            total
+            + (pair[0].add(1e-3).log() - pair[1].add(1e-3).log()).abs().mean()
+            + (pair[0] - pair[1]).abs().mean()
+        )
     return total / 3
 
 
-def segments(pool: list[Scene], rng: np.random.Generator, batch: int, frames: int, vae: torch.nn.Module | None):
+def segments(
+    pool: list[Scene], rng: np.random.Generator, batch: int, frames: int, vae: torch.nn.Module | None
+):
     """Random stretches: log-mel (B, 2, F, 64), wave at 16 kHz (B, 2, 160 F) and at 48 kHz (B, 2, 480 F)."""
     mels, low, high = [], [], []
     chosen = [pool[int(i)] for i in rng.integers(len(pool), size=batch)]
@@ -191,7 +203,12 @@ def train_vocoder(out: Path, steps: int, minutes: float | None, seed: int = 0) -
             wide = core.detach()
             bands = voice.mel_stft(wide.flatten(0, 1))[0].unflatten(0, (-1, 2)).transpose(2, 3)
             full = voice.bwe_generator(bands) + voice.resampler(wide)
-            loss = loss + 20 * (full - high).square().mean() + (full - high).abs().mean() + 0.1 * spectral_loss(full, high)
+            loss = (
+                loss
+                + 20 * (full - high).square().mean()
+                + (full - high).abs().mean()
+                + 0.1 * spectral_loss(full, high)
+            )
         loss.backward()
         optimiser.step(clock.factor())
         average.update()

@@ -35,7 +35,9 @@ class Context:
     bias: torch.Tensor | None
 
     def repeat(self, count: int) -> Context:
-        return Context(*(None if t is None else t.repeat(count, 1, 1) for t in (self.video, self.audio, self.bias)))
+        return Context(
+            *(None if t is None else t.repeat(count, 1, 1) for t in (self.video, self.audio, self.bias))
+        )
 
 
 @dataclass
@@ -48,8 +50,10 @@ class Stream:
     positions: tuple[tuple[float, ...], ...]
 
 
-def video_positions(frames: int, height: int, width: int, keyframes: Sequence[int] = ()) -> tuple[tuple[float, ...], ...]:
-    """Midpoints (seconds, pixels, pixels) of latent cells in (f h w) order, then of keyframes appended at pixel frames."""
+def video_positions(
+    frames: int, height: int, width: int, keyframes: Sequence[int] = ()
+) -> tuple[tuple[float, ...], ...]:
+    """Midpoints (seconds, pixels, pixels) of latent cells in (f h w) order, then of appended keyframes."""
     rows = []
     for f in range(frames):
         t = (0.5 if f == 0 else 8 * f - 3) / FPS
@@ -89,7 +93,11 @@ class Denoiser(nn.Module):
                         p[[2, 5, 8]] = 0.5
                     elif p.shape[0] == 5:
                         p[4] = 0.5
-                if "proj_out" in name or "to_gate_logits" in name or name.endswith((".linear.weight", ".linear.bias")):
+                if (
+                    "proj_out" in name
+                    or "to_gate_logits" in name
+                    or name.endswith((".linear.weight", ".linear.bias"))
+                ):
                     p.zero_()
             for c in (self.connectors.video_connector, self.connectors.audio_connector):
                 c.learnable_registers.normal_(0, 0.5)
@@ -146,7 +154,8 @@ class Denoiser(nn.Module):
         t = self.transformer
         b = video.x.shape[0]
         video_rope, audio_rope, cross_video_rope, cross_audio_rope = (
-            tuple(part.expand(b, -1, -1, -1) for part in table) for table in self.rope(video.positions, audio.positions)
+            tuple(part.expand(b, -1, -1, -1) for part in table)
+            for table in self.rope(video.positions, audio.positions)
         )
         x, y = t.proj_in(video.x), t.audio_proj_in(audio.x)
 
@@ -177,7 +186,9 @@ class Denoiser(nn.Module):
         for block in t.transformer_blocks:
             x, y = block(hidden_states=x, audio_hidden_states=y, **shared)
 
-        def head(h: torch.Tensor, norm: nn.Module, table: torch.Tensor, emb: torch.Tensor, out: nn.Module) -> torch.Tensor:
+        def head(
+            h: torch.Tensor, norm: nn.Module, table: torch.Tensor, emb: torch.Tensor, out: nn.Module
+        ) -> torch.Tensor:
             shift, scale = (table[None, None] + emb[:, :, None]).unbind(2)
             return out(norm(h) * (1 + scale) + shift).float()
 

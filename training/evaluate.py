@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,18 @@ import torch
 from tests.semantic import detectors
 from training import lora
 from training.audio import log_mel, unpack, waves
-from training.dit import FULL_SLOTS, Context, Denoiser, Stream, audio_positions, denormalise, normalise, to_latent, to_tokens, video_positions
+from training.dit import (
+    FULL_SLOTS,
+    Context,
+    Denoiser,
+    Stream,
+    audio_positions,
+    denormalise,
+    normalise,
+    to_latent,
+    to_tokens,
+    video_positions,
+)
 from training.latents import AUDIO_TOKENS, encode_pixels, encode_sound, load_codecs
 from training.models import LATENT, autocast, upsampler, vocoder
 from training.world import FPS, Scene, caption, make_shape, render, sample_scene, sound
@@ -72,14 +84,20 @@ class Studio:
         b, side = len(prompts), size // 32
         generator = torch.Generator().manual_seed(seed)
         count = FRAMES[0] * side * side
-        clean = [torch.zeros(b, count, LATENT), torch.zeros(b, AUDIO_TOKENS, self.model.transformer.config.audio_in_channels)]
+        clean = [
+            torch.zeros(b, count, LATENT),
+            torch.zeros(b, AUDIO_TOKENS, self.model.transformer.config.audio_in_channels),
+        ]
         masks = [torch.ones(b, count), torch.ones(b, AUDIO_TOKENS)]
         for i, (value, mask) in enumerate(((given.video, given.video_mask), (given.audio, given.audio_mask))):
             if value is not None and mask is not None:
                 clean[i], masks[i] = value, mask
         noise = [torch.randn(c.shape, generator=generator) for c in clean]
         base = list(start) if start else [torch.zeros_like(c) for c in clean]
-        x = [m[..., None] * (s + sigmas[0] * (n - s)) + (1 - m[..., None]) * c for n, s, m, c in zip(noise, base, masks, clean, strict=True)]
+        x = [
+            m[..., None] * (s + sigmas[0] * (n - s)) + (1 - m[..., None]) * c
+            for n, s, m, c in zip(noise, base, masks, clean, strict=True)
+        ]
         if given.keys:
             x[0] = torch.cat([x[0], *given.keys.values()], dim=1)
             masks[0] = torch.cat([masks[0], torch.zeros(b, x[0].shape[1] - count)], dim=1)
@@ -88,8 +106,10 @@ class Studio:
         both = context
         if guidance != 1.0:
             empty = self.model.context([""], FULL_SLOTS).repeat(b)
-            both = Context(torch.cat([context.video, empty.video]), torch.cat([context.audio, empty.audio]), None)
-        for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+            both = Context(
+                torch.cat([context.video, empty.video]), torch.cat([context.audio, empty.audio]), None
+            )
+        for sigma, following in pairwise(sigmas):
             s = torch.full((b,), sigma)
             audio_sigma = torch.zeros(b) if given.frozen_audio else s
             video = Stream(x[0], masks[0] * s[:, None], s, where)
@@ -123,7 +143,12 @@ class Studio:
         small, audio = self.denoise(prompts, 64, list(lora.DISTILLED_SIGMAS), seed=seed, given=given[0])
         large = self.upsample(small)
         z, audio = self.denoise(
-            prompts, 128, list(lora.STAGE_2_SIGMAS), seed=seed + 1, given=given[1], start=(to_tokens(large), audio)
+            prompts,
+            128,
+            list(lora.STAGE_2_SIGMAS),
+            seed=seed + 1,
+            given=given[1],
+            start=(to_tokens(large), audio),
         )
         return z, audio
 
@@ -173,7 +198,9 @@ def evaluate(parts: Path, count: int, out: Path) -> dict:
 
     studio = Studio(parts, "distilled")
     clips, heard = batches(studio, lambda s, p, i: s.two_stages(p, i))
-    table["distilled, 8 + 3 steps, 64 -> 128"] = share([judge(*row) for row in zip(pool, clips, heard, strict=True)])
+    table["distilled, 8 + 3 steps, 64 -> 128"] = share(
+        [judge(*row) for row in zip(pool, clips, heard, strict=True)]
+    )
     sheet(clips[:12], out / "contact_sheet.png")
     (out / "contact_sheet.txt").write_text("\n".join(prompts[:12]) + "\n")
     clips, heard = batches(studio, lambda s, p, i: s.denoise(p, 128, list(lora.DISTILLED_SIGMAS), seed=i))
@@ -182,13 +209,22 @@ def evaluate(parts: Path, count: int, out: Path) -> dict:
 
     studio = Studio(parts)
     for guidance in (1.0, 3.0):
-        clips, heard = batches(studio, lambda s, p, i, g=guidance: s.denoise(p, 64, dev_sigmas(20), g, seed=i))
-        table[f"dev, 20 steps, 64, guidance {guidance:g}"] = share([judge(*row) for row in zip(pool, clips, heard, strict=True)])
+        clips, heard = batches(
+            studio, lambda s, p, i, g=guidance: s.denoise(p, 64, dev_sigmas(20), g, seed=i)
+        )
+        table[f"dev, 20 steps, 64, guidance {guidance:g}"] = share(
+            [judge(*row) for row in zip(pool, clips, heard, strict=True)]
+        )
 
     studio = Studio(parts, "outlines")
     clips, heard = batches(studio, lambda s, p, i: s.denoise(p, 64, dev_sigmas(20), 3.0, seed=i))
     rows = [judge(*row) for row in zip(pool, clips, heard, strict=True)]
-    table["outline style, dev, guidance 3"] = share([{k: r[k] for k in ("colour", "motion")} | {"hollow": hollow(c)} for r, c in zip(rows, clips, strict=True)])
+    table["outline style, dev, guidance 3"] = share(
+        [
+            {k: r[k] for k in ("colour", "motion")} | {"hollow": hollow(c)}
+            for r, c in zip(rows, clips, strict=True)
+        ]
+    )
     sheet(clips[:12], out / "contact_sheet_outlines.png")
     return table
 
@@ -198,7 +234,10 @@ def hollow(clip: np.ndarray) -> bool:
     mask = detectors.foreground(clip)
     path = detectors.track(mask)
     size = clip.shape[1]
-    holes = [not mask[f, int(path.y[f] * size) % size, int(path.x[f] * size) % size] for f in np.flatnonzero(path.seen)]
+    holes = [
+        not mask[f, int(path.y[f] * size) % size, int(path.x[f] * size) % size]
+        for f in np.flatnonzero(path.seen)
+    ]
     return bool(holes) and float(np.mean(holes)) > 0.5
 
 
@@ -217,8 +256,16 @@ def codec_figures(studio: Studio, pool: list[Scene]) -> dict[str, float]:
         mels.append(float((mel - true).abs().mean()))
         target = torch.from_numpy(sound(scene, RATE_HZ).T)[None, :, : mel.shape[2] * 480]
         heard = studio.voice(mel)
-        spectra.append(float(10 * torch.log10((target.square().mean() + 1e-6) / ((heard - target).square().mean() + 1e-6))))
-    return {"video PSNR dB": round(np.mean(video), 2), "log-mel error": round(np.mean(mels), 3), "waveform SNR dB": round(np.mean(spectra), 2)}
+        spectra.append(
+            float(
+                10 * torch.log10((target.square().mean() + 1e-6) / ((heard - target).square().mean() + 1e-6))
+            )
+        )
+    return {
+        "video PSNR dB": round(np.mean(video), 2),
+        "log-mel error": round(np.mean(mels), 3),
+        "waveform SNR dB": round(np.mean(spectra), 2),
+    }
 
 
 def conditioning_figures(studio: Studio, count: int = 8) -> dict[str, float]:
@@ -233,11 +280,22 @@ def conditioning_figures(studio: Studio, count: int = 8) -> dict[str, float]:
     mask = torch.ones(count, 7, side)
     mask[:, 0] = 0
     clip = studio.decode(studio.denoise(prompts, 128, sigmas, given=Given(tokens, mask.flatten(1)))[0])
-    figures = {"first frame PSNR dB": np.mean([detectors.psnr(c[0], p[0]) for c, p in zip(clip, pixels, strict=True)])}
+    figures = {
+        "first frame PSNR dB": np.mean(
+            [detectors.psnr(c[0], p[0]) for c, p in zip(clip, pixels, strict=True)]
+        )
+    }
     last = torch.stack([encode_pixels(studio.video, p[48:49]) for p in pixels])
-    clip = studio.decode(studio.denoise(prompts, 128, sigmas, given=Given(keys={48: last.flatten(2).transpose(1, 2)}))[0])
-    figures["last frame PSNR dB"] = np.mean([detectors.psnr(c[48], p[48]) for c, p in zip(clip, pixels, strict=True)])
-    shapes = [make_shape(rng, "circle", str(rng.choice(["red", "green", "yellow", "cyan"])), "bounce") for _ in range(count)]
+    clip = studio.decode(
+        studio.denoise(prompts, 128, sigmas, given=Given(keys={48: last.flatten(2).transpose(1, 2)}))[0]
+    )
+    figures["last frame PSNR dB"] = np.mean(
+        [detectors.psnr(c[48], p[48]) for c, p in zip(clip, pixels, strict=True)]
+    )
+    shapes = [
+        make_shape(rng, "circle", str(rng.choice(["red", "green", "yellow", "cyan"])), "bounce")
+        for _ in range(count)
+    ]
     scenes_with_clicks = [Scene((s,), "black") for s in shapes]
     audio = encode_sound(studio.audio, waves(scenes_with_clicks))
     given = Given(audio=audio, audio_mask=torch.zeros(count, AUDIO_TOKENS), frozen_audio=True)
@@ -251,10 +309,14 @@ def conditioning_figures(studio: Studio, count: int = 8) -> dict[str, float]:
     mask = torch.zeros(count, 7, side)
     mask[:, 3:5] = 1
     other = [p for p in prompts[1:] + prompts[:1]]
-    region = Given(tokens, mask.flatten(1), encode_sound(studio.audio, waves(pool)), torch.ones(count, AUDIO_TOKENS))
+    region = Given(
+        tokens, mask.flatten(1), encode_sound(studio.audio, waves(pool)), torch.ones(count, AUDIO_TOKENS)
+    )
     clip = studio.decode(studio.denoise(other, 128, sigmas, given=region)[0])
     codec = studio.decode(z)
-    figures["retake: kept frames PSNR dB"] = np.mean([detectors.psnr(c[:9], p[:9]) for c, p in zip(clip, codec, strict=True)])
+    figures["retake: kept frames PSNR dB"] = np.mean(
+        [detectors.psnr(c[:9], p[:9]) for c, p in zip(clip, codec, strict=True)]
+    )
     return {k: round(float(v), 3) for k, v in figures.items()}
 
 

@@ -71,7 +71,12 @@ def config() -> dict:
         "audio_connector_attention_head_dim": AUDIO_HEAD_DIM,
         "recommended": {"height": 128, "width": 128, "num_frames": 49},
     }
-    down = (("compress_space_res", 2), ("compress_time_res", 1), ("compress_all_res", 1), ("compress_all_res", 2))
+    down = (
+        ("compress_space_res", 2),
+        ("compress_time_res", 1),
+        ("compress_all_res", 1),
+        ("compress_all_res", 2),
+    )
     up = (("compress_space", 2), ("compress_time", 2), ("compress_all", 1), ("compress_all", 2))
 
     def blocks(layers: tuple[int, ...], between: tuple[tuple[str, int], ...]) -> list:
@@ -88,7 +93,12 @@ def config() -> dict:
         "decoder_blocks": blocks(DECODER_LAYERS, up),
     }
     dd = found["audio_vae"]["model"]["params"]["ddconfig"]
-    dd |= {"ch": AUDIO["ch"], "ch_mult": list(AUDIO["ch_mult"]), "num_res_blocks": AUDIO["num_res_blocks"], "z_channels": AUDIO_LATENT}
+    dd |= {
+        "ch": AUDIO["ch"],
+        "ch_mult": list(AUDIO["ch_mult"]),
+        "num_res_blocks": AUDIO["num_res_blocks"],
+        "z_channels": AUDIO_LATENT,
+    }
     for section, sizes in (("vocoder", VOCODER), ("bwe", EXTENSION)):
         found["vocoder"][section] |= {
             "upsample_initial_channel": sizes["hidden"],
@@ -128,13 +138,20 @@ def video_names(state: Tensors) -> Tensors:
             else:
                 part[2:5] = [str(index + 1)]
         elif part[1] == "mid_block":
-            part[1:3] = ["up_blocks", "0", "res_blocks"] if part[0] == "decoder" else ["down_blocks", str(2 * 4), "res_blocks"]
+            part[1:3] = (
+                ["up_blocks", "0", "res_blocks"]
+                if part[0] == "decoder"
+                else ["down_blocks", str(2 * 4), "res_blocks"]
+            )
         found["vae." + ".".join(part)] = value
     return found
 
 
 def audio_names(state: Tensors) -> Tensors:
-    statistics = (("latents_mean", "per_channel_statistics.mean-of-means"), ("latents_std", "per_channel_statistics.std-of-means"))
+    statistics = (
+        ("latents_mean", "per_channel_statistics.mean-of-means"),
+        ("latents_std", "per_channel_statistics.std-of-means"),
+    )
     return _renamed(state, "audio_vae.", statistics)
 
 
@@ -202,7 +219,10 @@ def collect(out: Path) -> dict[str, Tensors]:
         video_names(torch.load(out / "video_vae.pt"))
         | audio_names(torch.load(out / "audio_vae.pt"))
         | vocoder_names(voice)
-        | {f"model.diffusion_model.{n}": v for n, v in transformer_names(_part(denoiser, "transformer.")).items()}
+        | {
+            f"model.diffusion_model.{n}": v
+            for n, v in transformer_names(_part(denoiser, "transformer.")).items()
+        }
         | connector_names(_part(denoiser, "connectors."))
     )
     files = {"dev": checkpoint, "upsampler": torch.load(out / "upsampler.pt")}
@@ -280,7 +300,9 @@ def pack(out: Path, weights: Path = WEIGHTS) -> dict[str, int]:
                 continue
             exact = value.size < SMALL or value.ndim < 2 or "statistics" in name or name.endswith("mel_basis")
             if exact:
-                stored[f"{file}/{name}"] = value.astype(np.float32 if value.size < SMALL or "basis" in name else np.float16)
+                stored[f"{file}/{name}"] = value.astype(
+                    np.float32 if value.size < SMALL or "basis" in name else np.float16
+                )
             else:
                 stored[f"{file}/{name}"], stored[f"{file}/{name}:scale"] = quantise(value)
     vocabulary = json.loads((out / "gemma" / "vocabulary.json").read_text())["size"]
@@ -309,17 +331,24 @@ def restore(out: Path, packed: Path, into: Path) -> None:
     }
     for part, (state, names) in parts.items():
         official = [next(iter(names({n: v}))) for n, v in state.items()]
-        torch.save({n: torch.from_numpy(files["dev"][o].copy()) for n, o in zip(state, official, strict=True)}, into / f"{part}.pt")
+        torch.save(
+            {n: torch.from_numpy(files["dev"][o].copy()) for n, o in zip(state, official, strict=True)},
+            into / f"{part}.pt",
+        )
     denoiser = {}
     for n, v in torch.load(out / "denoiser.pt").items():
         if n.startswith("transformer."):
-            official = "model.diffusion_model." + next(iter(transformer_names({n.removeprefix("transformer."): v})))
+            official = "model.diffusion_model." + next(
+                iter(transformer_names({n.removeprefix("transformer."): v}))
+            )
         else:
             official = next(iter(connector_names({n.removeprefix("connectors."): v})))
         denoiser[n] = torch.from_numpy(files["dev"][official].copy())
     torch.save(denoiser, into / "denoiser.pt")
     torch.save({n: torch.from_numpy(v.copy()) for n, v in files["upsampler"].items()}, into / "upsampler.pt")
-    gemma = {n.removeprefix("language_model.model."): torch.from_numpy(v.copy()) for n, v in files["gemma"].items()}
+    gemma = {
+        n.removeprefix("language_model.model."): torch.from_numpy(v.copy()) for n, v in files["gemma"].items()
+    }
     torch.save(gemma, into / "gemma" / "model.pt")
     for name in ("distilled", "outlines"):
         adapter = {}

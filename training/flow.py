@@ -71,7 +71,11 @@ def draw(cache: Cache, rng: np.random.Generator, batch: int, mode: str | None = 
         audio_mask[:, :a0], audio_mask[:, a1:] = 0, 0
     video_mask = video_mask.flatten(1)
     if appended:
-        images = {0: cache.video[index][:, :, 0], KEYFRAMES[0]: cache.keys[index][:, 0], KEYFRAMES[1]: cache.keys[index][:, 1]}
+        images = {
+            0: cache.video[index][:, :, 0],
+            KEYFRAMES[0]: cache.keys[index][:, 0],
+            KEYFRAMES[1]: cache.keys[index][:, 1],
+        }
         extra = [images[k].float().flatten(2).transpose(1, 2) for k in appended]
         video = torch.cat([video, *extra], dim=1)
         video_mask = torch.cat([video_mask, torch.zeros(batch, len(appended) * h * w)], dim=1)
@@ -124,7 +128,9 @@ def flow_loss(model: Denoiser, b: Batch, slots: int) -> tuple[torch.Tensor, torc
     return losses[0], losses[1]
 
 
-def train(out: Path, steps: int, minutes: float | None, seed: int = 0, slots: int = SLOTS, start: Path | None = None) -> None:
+def train(
+    out: Path, steps: int, minutes: float | None, seed: int = 0, slots: int = SLOTS, start: Path | None = None
+) -> None:
     """Train and save `denoiser.pt` (averaged weights of connectors and transformer)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

@@ -42,14 +42,18 @@ def encode_sound(vae: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
     return (tokens - vae.latents_mean) / vae.latents_std
 
 
-def build(out: Path, pool: list[Scene], size: int, name: str, outline: bool = False) -> dict[str, torch.Tensor]:
+def build(
+    out: Path, pool: list[Scene], size: int, name: str, outline: bool = False
+) -> dict[str, torch.Tensor]:
     """Encode scenes and save `name`.pt: video (N, C, 7, h, w), keys (N, K, C, h, w), audio (N, 51, 32)."""
     video, audio = load_codecs(out)
     rows: dict[str, list[torch.Tensor]] = {"video": [], "keys": [], "audio": []}
     for scene in pool:
         pixels, _ = render(scene, size, outline=outline)
         rows["video"].append(encode_pixels(video, pixels).half())
-        rows["keys"].append(torch.stack([encode_pixels(video, pixels[k : k + 1])[:, 0] for k in KEYFRAMES]).half())
+        rows["keys"].append(
+            torch.stack([encode_pixels(video, pixels[k : k + 1])[:, 0] for k in KEYFRAMES]).half()
+        )
     for i in range(0, len(pool), 16):
         rows["audio"].extend(encode_sound(audio, sounds.waves(pool[i : i + 16])).half())
     found = {key: torch.stack(values) for key, values in rows.items()}
@@ -68,7 +72,7 @@ if __name__ == "__main__":
     parser.add_argument("--large", type=int, default=768)
     parser.add_argument("--outlines", type=int, default=384)
     a = parser.parse_args()
-    assert FRAMES == KEYFRAMES[-1] + 1
+    assert KEYFRAMES[-1] + 1 == FRAMES
     build(a.out, train_pool(a.count), 64, "latents_64")
     build(a.out, train_pool(a.large), 128, "latents_128")
     build(a.out, train_pool(a.outlines), 64, "outlines_64", outline=True)

@@ -49,7 +49,13 @@ def parts(out: Path) -> list[Part]:
         Part("distilled", "lora", ("distilled",), 9),
         Part("outlines", "lora", ("outlines",), 4),
         Part("vocoder", "audio", ("vocoder",), 7),
-        Part("video_decoder", "video_vae", ("--decoder", "--start", str(out / "video_vae_joint.pt")), 12, _keep_joint),
+        Part(
+            "video_decoder",
+            "video_vae",
+            ("--decoder", "--start", str(out / "video_vae_joint.pt")),
+            12,
+            _keep_joint,
+        ),
         Part("export", "export", ("--restore", restored)),
         Part("verify", "verify", (restored,)),
         Part("evaluate", "evaluate", (restored,)),
@@ -74,14 +80,18 @@ def run(out: Path, minutes: float | None, only: list[str]) -> None:
         if part.budget is not None:
             command += ["--minutes", f"{part.budget * scale:.2f}"]
         print(time.strftime("%H:%M:%S"), " ".join(command[1:]), flush=True)
-        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+        subprocess.run(
+            command, check=True, env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        )
         mark.touch()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--minutes", type=float, help="total of the budgets; the default is what the shipped model had")
+    parser.add_argument(
+        "--minutes", type=float, help="total of the budgets; the default is what the shipped model had"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="names of parts")
     a = parser.parse_args()
     run(a.out, a.minutes, a.only)

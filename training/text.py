@@ -37,7 +37,9 @@ CONFIG = {
 }
 LAYER_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
 STATES = CONFIG["num_hidden_layers"] + 1
-NEGATIVE = "blurry, low quality, distorted, noise, flicker, watermark, text, ugly, deformed, static, worst quality"
+NEGATIVE = (
+    "blurry, low quality, distorted, noise, flicker, watermark, text, ugly, deformed, static, worst quality"
+)
 
 
 def train_tokenizer(path: Path) -> Tokenizer:
@@ -49,7 +51,10 @@ def train_tokenizer(path: Path) -> Tokenizer:
     rng = np.random.default_rng(0)
     corpus = [caption(s, rng) for s in scenes(0, 6000, "any", two=0.3)]
     trainer = trainers.BpeTrainer(
-        vocab_size=640, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=640,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(corpus + [NEGATIVE] * 50, trainer)
     path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,14 @@ def train_tokenizer(path: Path) -> Tokenizer:
 
 def gemma(vocabulary: int) -> Gemma3TextModel:
     """The text model, randomly initialised."""
-    config = Gemma3TextConfig(vocab_size=vocabulary, layer_types=LAYER_TYPES, pad_token_id=0, eos_token_id=1, bos_token_id=2, **CONFIG)
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary,
+        layer_types=LAYER_TYPES,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+        **CONFIG,
+    )
     config._attn_implementation = "sdpa"
     return Gemma3TextModel(config)
 
@@ -86,7 +98,9 @@ def labels(pool: list[Scene]) -> torch.Tensor:
         row = []
         for i in range(2):
             for values, key in ((KINDS, "kind"), (tuple(COLOURS), "colour"), (MOTIONS, "motion")):
-                row.append(values.index(getattr(scene.shapes[i], key)) if i < len(scene.shapes) else len(values))
+                row.append(
+                    values.index(getattr(scene.shapes[i], key)) if i < len(scene.shapes) else len(values)
+                )
         rows.append(row)
     return torch.tensor(rows)
 

@@ -60,7 +60,14 @@ def measure_statistics(vae: torch.nn.Module, pool: list[Scene]) -> None:
     vae.latents_std.copy_(flat.std(1).clamp_min(1e-3))
 
 
-def train(out: Path, steps: int, minutes: float | None, seed: int = 0, start: Path | None = None, decoder: bool = False) -> None:
+def train(
+    out: Path,
+    steps: int,
+    minutes: float | None,
+    seed: int = 0,
+    start: Path | None = None,
+    decoder: bool = False,
+) -> None:
     """Train and save `video_vae.pt`: from scratch, from the weights in `start`, or the decoder alone from there."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -71,9 +78,18 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0, start: Pa
     if decoder:
         vae.encoder.requires_grad_(False)
     pool, unseen = scenes(1, 4096), [sample_scene(np.random.default_rng(99 + i), "any") for i in range(6)]
-    optimiser = Optimiser(vae.named_parameters(), 2e-3 if start is None else 1e-3 if decoder else 1.5e-3, ends=("conv_in", "conv_out"))
+    optimiser = Optimiser(
+        vae.named_parameters(),
+        2e-3 if start is None else 1e-3 if decoder else 1.5e-3,
+        ends=("conv_in", "conv_out"),
+    )
     average = Average(vae)
-    clock = Clock("video_decoder" if decoder else "video_vae" if start is None else "video_vae_2", out, steps=steps, minutes=minutes)
+    clock = Clock(
+        "video_decoder" if decoder else "video_vae" if start is None else "video_vae_2",
+        out,
+        steps=steps,
+        minutes=minutes,
+    )
     losses: list[float] = []
 
     def save() -> None:

@@ -1,0 +1,79 @@
+"""The detectors give the truth on clips that the world itself draws; the world is the same for the same seed."""
+
+import numpy as np
+import pytest
+
+from tests.semantic import detectors
+from training.world import (
+    COLOURS,
+    FPS,
+    KINDS,
+    MOTIONS,
+    caption,
+    held_out,
+    render,
+    sample_scene,
+    scenes,
+    sound,
+)
+
+POOL = scenes(5, 16, "any", two=0.0)
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_what_is_seen(size):
+    for scene in POOL if size == 64 else POOL[:5]:
+        pixels, _ = render(scene, size)
+        mask = detectors.foreground(pixels)
+        shape = scene.shapes[0]
+        assert detectors.colour(pixels, mask) == shape.colour
+        assert detectors.motion(detectors.track(mask)) == shape.motion
+        assert detectors.kind(mask) == shape.kind
+
+
+def test_what_is_heard():
+    for scene in POOL:
+        samples, shape = sound(scene), scene.shapes[0]
+        assert detectors.silent(samples, 48000) == (shape.motion == "still")
+        if shape.motion in ("left", "right", "up", "down"):
+            heard = detectors.pitch(samples, 48000)
+            true = shape.pitch((np.arange(len(heard)) + 0.5) / FPS, scene.duration)
+            assert np.nanmean(np.abs(heard - true) < 60) > 0.85
+
+
+def test_clicks_are_at_the_landings():
+    rng = np.random.default_rng(3)
+    found = 0
+    while found < 4:
+        scene = sample_scene(rng, "any", two=0.0)
+        if scene.shapes[0].motion != "bounce":
+            continue
+        found += 1
+        clicks = scene.shapes[0].bounces(scene.duration)
+        seen = detectors.landings(detectors.track(detectors.foreground(render(scene, 64)[0])))
+        heard = detectors.onsets(sound(scene), 48000)
+        for t in clicks:
+            assert min(abs(t - s) for s in heard) < 0.03
+        for t in clicks[1:-1]:
+            assert min(abs(t - s) for s in seen) < 2 / FPS
+
+
+def test_two_shapes_are_counted():
+    for scene in scenes(6, 3, "any", two=1.0):
+        assert len(detectors.parts(detectors.foreground(render(scene, 64)[0]))) == 2
+
+
+def test_the_world_is_deterministic():
+    a, b = scenes(9, 3), scenes(9, 3)
+    assert a == b
+    assert (render(a[0], 64)[0] == render(b[0], 64)[0]).all()
+    assert (sound(a[0]) == sound(b[0])).all()
+    assert caption(a[0], np.random.default_rng(1)) == caption(b[0], np.random.default_rng(1))
+
+
+def test_held_out_combinations():
+    held = [(k, c, m) for k in KINDS for c in COLOURS for m in MOTIONS if held_out(k, c, m)]
+    assert len(held) == len(KINDS) * len(COLOURS) * len(MOTIONS) // 8
+    for values, position in ((KINDS, 0), (COLOURS, 1), (MOTIONS, 2)):
+        assert {row[position] for row in held} == set(values)
+    assert not any(held_out(s.kind, s.colour, s.motion) for scene in scenes(1, 200) for s in scene.shapes)
