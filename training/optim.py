@@ -124,7 +124,7 @@ class Average:
 
 
 class Clock:
-    """Progress of a run in 0..1, by steps or by minutes of processor time, with a learning-rate factor and a log of the curve."""
+    """Progress of a run in 0..1, by steps or by minutes of processor time; its learning rate and its curve."""
 
     def __init__(self, name: str, out: Path, *, steps: int, minutes: float | None = None):
         self.name, self.out, self.steps, self.minutes = name, out, steps, minutes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,11 +29,11 @@ class Part:
 
 
 def _keep_first(out: Path) -> None:
-    (out / "video_vae.pt").replace(out / "video_vae_first.pt")
+    shutil.copyfile(out / "video_vae.pt", out / "video_vae_first.pt")
 
 
 def _keep_joint(out: Path) -> None:
-    (out / "video_vae.pt").replace(out / "video_vae_joint.pt")
+    shutil.copyfile(out / "video_vae.pt", out / "video_vae_joint.pt")
 
 
 def parts(out: Path) -> list[Part]:
