@@ -16,13 +16,14 @@ from mlx_ltx2.diffusion.patchify import audio_to_tokens, video_to_tokens
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.library import open_model, open_text_encoder
 from mlx_ltx2.media.audio import write_wav
-from mlx_ltx2.media.files import check_writable, replacing
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, replacing
 from mlx_ltx2.pipelines import parts, presets, recipes
 from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
-from mlx_ltx2.stages.write import Clip, stream_clip
+from mlx_ltx2.stages.source import facts, same_file
+from mlx_ltx2.stages.write import Clip, copy_track, stream_clip
 from mlx_ltx2.states import DenoisedPair, Waveform
 from mlx_ltx2.version import VERSION
 from mlx_ltx2.weights.networks import Networks
@@ -108,8 +109,10 @@ class LTX2Pipeline:
         Raises: RequestError, ShapeError, MediaError.
         """
         request = Request.from_options({"prompt": prompt, **options})
+        found = None if request.video is None else facts(request.video)
+        request = request.with_values(video=_named(request.video))
         card = self.card(request)
-        filled = presets.fill(request, card.traits)
+        filled = presets.fill(request, card.traits, found)
         parts.check_request(filled, card)
         return recipes.RECIPES[filled.pipeline](filled, card)
 
@@ -130,13 +133,20 @@ class LTX2Pipeline:
         prompt: what should be seen and heard. output: file to write. output_type: "frames", or "latent" to stop before
         decoding. latents, audio_latents: initial noise of the first stage, (1, F, H, W, C) and (1, T, mel, C), in place
         of the seed's. callback: called with (stage, steps done, steps in all). progress: "bar", "json", "none" or an
-        object. options: every field of `Request`, with the spellings of the official tools accepted.
+        object. options: every field of `Request`, with the spellings of the official tools accepted. `video` may be a
+        Clip of an earlier run: its latents are used as they are, so that nothing is encoded a second time.
         Raises: RequestError, MediaError, WeightsError, ResourceError.
         """
         plan = self.plan(prompt, **options)
         noise = first_noise(latents, audio_latents)
         shown = make_progress(progress) if isinstance(progress, str) else progress or SilentProgress()
-        session = Session(shown, callback=callback, noise={0: noise} if noise else {})
+        earlier = options.get("video")
+        session = Session(
+            shown,
+            callback=callback,
+            noise={0: noise} if noise else {},
+            source=earlier if isinstance(earlier, Clip) else None,
+        )
         return self.execute(plan, Output(path=None if output is None else Path(output)), session, output_type)
 
     def execute(self, plan: Plan, output: Output, session: Session, output_type: str = "frames") -> Clip:
@@ -153,6 +163,7 @@ class LTX2Pipeline:
         with memory.limits(memory_bytes=self.memory_limit):
             running = Run(plan, self.networks, session)
             latents = running.latents()
+            plan = running.plan  # the prompt may have been written out
             clip = Clip(plan.shape.fps, plan, latents=latents.video, audio_latents=latents.audio)
             clip.metadata = {**record(plan), **self._origin(output)}
             if output_type == "frames":
@@ -173,8 +184,28 @@ class LTX2Pipeline:
                 write_wav(wav, clip.audio, metadata=clip.metadata)
             if running.plan.video_out:
                 _write_video(clip, running.frames(latents), output, running.session)
+                _keep_track(running, output)
             elif output.path is not None:
                 clip.save(output.path)
+
+
+def _named(video: Any) -> str | None:
+    """What a record says about a source clip."""
+    if isinstance(video, Clip):
+        return str(video.path or "a clip in memory")
+    return None if video is None else str(video)
+
+
+def _keep_track(running: Run, output: Output) -> None:
+    """Copy the source's sound track as it is where the plan keeps it and the container can hold it."""
+    source = running.source
+    if running.plan.audio_from != "source" or source is None or output.path is None:
+        return
+    path = source.use.path if source.clip is None else source.clip.path
+    if path is not None and output.path.suffix.lower() in VIDEO_SUFFIXES:
+        note = copy_track(output.path, path)
+        if note:
+            running.session.progress.note(note)
 
 
 def _write_video(clip: Clip, chunks: Any, output: Output, session: Session) -> None:
@@ -209,6 +240,8 @@ def _check_outputs(plan: Plan, output: Output) -> None:
             num_frames=plan.shape.frames if plan.video_out else None,
             sound_only=not plan.video_out,
         )
+    if plan.video_input and same_file(output.path, plan.video_input.path):
+        raise RequestError(f"{output.path} is the source clip itself; name another output.")
     if output.audio_path is not None:
         if plan.audio_from is None:
             raise RequestError("there will be no sound to write; drop --output-audio or --no-audio.")
@@ -243,6 +276,8 @@ def first_noise(
 def record(plan: Plan) -> Mapping[str, str]:
     """What a finished file says about how it was made."""
     values = {"prompt": plan.prompt, "seed": str(plan.seed), "model": plan.model, "pipeline": plan.pipeline}
+    if plan.enhanced_prompt:
+        values["enhanced_prompt"] = plan.enhanced_prompt
     if plan.negative_prompt:
         values["negative_prompt"] = plan.negative_prompt
     return {**values, "tool": f"mlx-ltx2 {VERSION}", "request": as_json(plan.request), "plan": plan.to_json()}

@@ -77,6 +77,11 @@ class Resident:
             self._network = self._load()
         return self._network
 
+    def take(self) -> T:
+        """The network, which is no longer kept here: whoever takes it frees it by letting go."""
+        network, self._network = self(), None
+        return network
+
     def free(self) -> None:
         self._network = None
         release()

@@ -23,8 +23,6 @@ IGNORED = ("stream", "no_fp8")
 @click.option(
     "--list-lora-files", metavar="REPO", default=None, help="List the LoRA files of a hub repo and stop."
 )
-@click.option("--max-tokens", type=int, default=None, help="Longest prompt that --enhance-prompt may write.")
-@click.option("--temperature", type=float, default=None, help="How freely --enhance-prompt writes.")
 def command(list_lora_files: str | None, **given: Any) -> None:
     """Make a clip from text, images or sound.
 

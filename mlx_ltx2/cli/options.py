@@ -109,6 +109,8 @@ text_options = _stack(
     O("--prompt", "-p", default=None, help="What should be seen and heard."),
     O("--negative-prompt", default=None, help="What should not (guided pipelines)."),
     O("--enhance-prompt", is_flag=True, help="Let the text encoder's language model write the prompt out first."),
+    O("--max-tokens", type=int, default=None, help="Longest prompt that --enhance-prompt may write (512)."),
+    O("--temperature", type=float, default=None, help="How freely --enhance-prompt writes (0.7)."),
     O("--pipeline", default=None, help="distilled, dev, dev-two-stage, dev-two-stage-hq, keyframes, ic-lora, text-to-audio, retake, extend."),
 )  # fmt: skip
 
@@ -235,7 +237,8 @@ def request_values(options: dict[str, Any]) -> dict[str, Any]:
     frame = options.pop("image_frame_idx", None)
     strength = options.pop("lora_strength", None)
     if strength is not None and not options.get("loras"):  # one peer's way to set the distilled LoRA's strength
-        options["lora_strength_stage_2"] = options.get("lora_strength_stage_2") or strength
+        if options.get("lora_strength_stage_2") is None:
+            options["lora_strength_stage_2"] = strength
     values: dict[str, Any] = {}
     for name, value in options.items():
         if value is None or (value is False and name != "audio") or value == ():

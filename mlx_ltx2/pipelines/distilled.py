@@ -6,7 +6,7 @@ distilled LoRA.
 
 from __future__ import annotations
 
-from mlx_ltx2.pipelines import parts
+from mlx_ltx2.pipelines import parts, source
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.pipelines.request import Filled
 from mlx_ltx2.stages.plan import StagePlan, StreamPlan
@@ -17,14 +17,15 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
     second = parts.as_sigmas(filled.stage_2_sigmas, "stage_2_sigmas")
     image_uses = parts.images(filled, card)
     loras = parts.distillation(filled, card)
+    sigmas, start, source_clip = source.made_over(filled, parts.schedule(filled))
     stages = (
         StagePlan(
             name="half size",
             shape=full.halved(),
-            sigmas=parts.schedule(filled),
+            sigmas=sigmas,
             sampler=filled.sampler,
-            video=StreamPlan(),
-            audio=parts.audio_stream(filled, None),
+            video=StreamPlan(**start),
+            audio=parts.audio_stream(filled, None, **start),
             images=image_uses,
             loras=parts.user_loras(filled, 1) + loras,
         ),
@@ -40,4 +41,4 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
             loras=parts.user_loras(filled, 2) + loras,
         ),
     )
-    return parts.assemble(filled, card, stages, parts.audio_source(filled, 1))
+    return parts.assemble(filled, card, stages, parts.audio_source(filled, 1), **source_clip)

@@ -17,6 +17,7 @@ from mlx_ltx2.pipelines.presets import GUIDED, TWO_STAGE
 from mlx_ltx2.pipelines.request import Filled
 from mlx_ltx2.pipelines.source import check_video_options
 from mlx_ltx2.shapes import MAX_SECONDS, VideoShape, check_video_shape
+from mlx_ltx2.stages.decode_video import tile_size
 from mlx_ltx2.stages.plan import EnhanceUse, ImageUse, LoraUse, ReferenceUse, StagePlan, StreamPlan
 from mlx_ltx2.traits import Traits
 
@@ -102,14 +103,28 @@ def _check_numbers(filled: Filled) -> None:
         raise RequestError(f"max_batch_size {filled.max_batch_size!r} must be a whole number, 1 or more.")
 
 
+def _check_blocks(filled: Filled, card: ModelCard) -> None:
+    for name in ("stg_blocks", "audio_stg_blocks"):
+        for block in getattr(filled, name) or ():
+            if not isinstance(block, int) or not 0 <= block < card.traits.num_blocks:
+                raise RequestError(
+                    f"{name} {block!r}: {card.name} has the transformer blocks 0 to {card.traits.num_blocks - 1}."
+                )
+
+
+_GUIDANCE_OFF = {
+    name: off
+    for plain, off in (("cfg_scale", 1), ("stg_scale", 0), ("modality_scale", 1))
+    for name in (plain, f"audio_{plain}")
+}
+
+
 def _refuse_guidance(filled: Filled) -> None:
-    wanted = [
-        n
-        for n in ("cfg_scale", "audio_cfg_scale", "stg_scale", "audio_stg_scale")
-        if filled.origin.get(n) == "given"
+    asked = [
+        name
+        for name, off in _GUIDANCE_OFF.items()
+        if filled.origin.get(name) == "given" and getattr(filled, name) != off
     ]
-    off = {"cfg_scale": 1, "audio_cfg_scale": 1, "stg_scale": 0, "audio_stg_scale": 0}
-    asked = [n for n in wanted if getattr(filled, n) != off[n]]
     guided = filled.pipeline in GUIDED
     if asked or guided:
         what = ", ".join(asked) or f"pipeline {filled.pipeline}"
@@ -235,9 +250,9 @@ def audio_input(filled: Filled) -> dict[str, Any] | None:
     if filled.audio_file is None:
         return None
     start, longest = filled.audio_start_time, filled.audio_max_duration
-    if not start >= 0:
+    if not 0 <= start < math.inf:
         raise RequestError(f"audio_start_time {start!r} must be 0 or more seconds.")
-    if longest is not None and not longest > 0:
+    if longest is not None and not 0 < longest < math.inf:
         raise RequestError(f"audio_max_duration {longest!r} must be more than 0 seconds.")
     return {"path": str(filled.audio_file), "start": float(start), "max_seconds": longest}
 
@@ -305,6 +320,10 @@ def assemble(
         **{k: getattr(filled, k) for k in _TILE_SIZES if getattr(filled, k) is not None},
     }
     last = stages[-1]
+    scale = card.traits.video_scale
+    tiles = tile_size(tiling, last.shape.latent(scale), scale)
+    if tiles is not None:
+        tiles.check(scale)
     guided = any("uncond" in s.passes for s in stages)
     upscaler = None if filled.spatial_upscaler is None else str(Path(filled.spatial_upscaler))
     return Plan(

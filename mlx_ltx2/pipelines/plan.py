@@ -10,7 +10,7 @@ from typing import Any
 
 from mlx_ltx2.diffusion.guidance import GuidanceParams
 from mlx_ltx2.shapes import AudioScale, VideoScale, VideoShape
-from mlx_ltx2.stages.plan import Sizes, StagePlan
+from mlx_ltx2.stages.plan import EnhanceUse, Sizes, SourceUse, StagePlan
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Plan:
 
     request: the options as they were given, from which `rerun` makes the plan again.
     audio_from: number of the stage whose audio ships, "input" for the given recording, "source" for a retaken clip's
-    own track, or None. origin: field -> "given" or where its default came from.
+    own track, or None. enhanced_prompt: what the language model wrote, known once it ran.
+    origin: field -> "given" or where its default came from.
     """
 
     pipeline: str
@@ -33,8 +34,9 @@ class Plan:
     tiling: Mapping[str, Any]
     max_batch_size: int = 1
     audio_input: Mapping[str, Any] | None = None
-    video_input: Mapping[str, Any] | None = None
-    enhance_prompt: bool = False
+    video_input: SourceUse | None = None
+    enhance: EnhanceUse | None = None
+    enhanced_prompt: str | None = None
     spatial_upscaler: str | None = None
     video_out: bool = True
     request: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +71,10 @@ def describe(plan: Plan, video: VideoScale = VideoScale(), audio: AudioScale = A
         f"clip      {clip.width}x{clip.height}, {clip.frames} frames at {clip.fps:g} fps, {clip.seconds:.2f} s, seed {plan.seed}",
         f"prompt    {plan.prompt}",
     ]
+    if plan.enhance:
+        lines.append(f"          written out by the language model, at most {plan.enhance.max_tokens} tokens")
+    if plan.video_input:
+        lines.append(f"source    {_describe_source(plan.video_input)}")
     if plan.negative_prompt:
         lines.append(f"negative  {plan.negative_prompt}")
     for number, stage in enumerate(plan.stages, 1):
@@ -81,6 +87,12 @@ def describe(plan: Plan, video: VideoScale = VideoScale(), audio: AudioScale = A
         names = [name for name, origin in plan.origin.items() if origin == source]
         lines.append(f"{'given' if source == 'given' else 'from ' + source}: {', '.join(names)}")
     return "\n".join(lines)
+
+
+def _describe_source(use: SourceUse) -> str:
+    first, end = use.made
+    made = f"frames {first} to {end - 1} are made anew" if first < end else "every frame is kept"
+    return f"{use.path}, {use.frames} frames from frame {use.at} on; {made}"
 
 
 def _describe_stage(number: int, stage: StagePlan, video: VideoScale, audio: AudioScale) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mlx_ltx2.pipelines import distilled, ic_lora, one_stage, text_to_audio, two_stage
+from mlx_ltx2.pipelines import distilled, extend, ic_lora, one_stage, retake, text_to_audio, two_stage
 from mlx_ltx2.pipelines.parts import ModelCard
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.pipelines.request import Filled
@@ -19,4 +19,6 @@ RECIPES: dict[str, Recipe] = {
     "keyframes": two_stage.recipe,
     "ic-lora": ic_lora.recipe,
     "text-to-audio": text_to_audio.recipe,
+    "retake": retake.recipe,
+    "extend": extend.recipe,
 }

@@ -6,9 +6,12 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_ltx2.errors import RequestError
+
+if TYPE_CHECKING:
+    from mlx_ltx2.media.video import MediaInfo
 
 PathLike = str | Path
 
@@ -115,6 +118,8 @@ class Request:
     spatial_upscaler: PathLike | None = None
     # text
     enhance_prompt: bool = False
+    max_tokens: int | None = None
+    temperature: float | None = None
     # decoding
     tiling: str | None = None
     tile_size: int | None = None
@@ -218,14 +223,18 @@ def _one(kind: str, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Filled:
-    """A request without gaps: `value(name)` never returns an unset default. `origin` says where each came from."""
+    """A request without gaps: `value(name)` never returns an unset default. `origin` says where each came from.
+
+    source: what the clip says that `request.video` names.
+    """
 
     request: Request
     values: Mapping[str, Any]
     origin: Mapping[str, str] = field(default_factory=dict)
+    source: MediaInfo | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name in ("request", "values", "origin"):
+        if name.startswith("_") or name in ("request", "values", "origin", "source"):
             raise AttributeError(name)
         values = self.__dict__["values"]
         return values[name] if name in values else getattr(self.__dict__["request"], name)

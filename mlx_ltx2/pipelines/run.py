@@ -14,14 +14,18 @@ from mlx_ltx2.diffusion.state import StatePair, audio_state, result_audio, resul
 from mlx_ltx2.memory import PeakReport, Resident, phase
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.progress import Progress, SilentProgress
+from mlx_ltx2.stages.check_media import check_media
 from mlx_ltx2.stages.decode_audio import decode_audio
 from mlx_ltx2.stages.decode_video import decode_video
 from mlx_ltx2.stages.denoise import Guided, denoise, started
 from mlx_ltx2.stages.encode_media import Media, encode_audio, encode_video_inputs, read_recording
 from mlx_ltx2.stages.encode_text import encode_text
+from mlx_ltx2.stages.enhance import enhance_prompt
 from mlx_ltx2.stages.plan import Sizes, StagePlan
 from mlx_ltx2.stages.sanity import refuse_non_finite
+from mlx_ltx2.stages.source import Source, kept_frames, splice_frames, splice_sound
 from mlx_ltx2.stages.upsample import upsample
+from mlx_ltx2.stages.write import Clip
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
 from mlx_ltx2.weights.networks import Networks
 
@@ -34,7 +38,8 @@ class Session:
     """What accompanies one run and is no part of its plan.
 
     noise: stage number -> arrays that replace drawn noise (see `NoiseSource`). contexts: text contexts (positive,
-    negative) that replace the text stage.
+    negative) that replace the text stage. source: a clip of an earlier run that is the plan's source, so that no
+    file is read and no latents are encoded again.
     """
 
     progress: Progress = field(default_factory=SilentProgress)
@@ -42,22 +47,27 @@ class Session:
     callback: StepCallback | None = None
     noise: Mapping[int, Mapping[NoiseKey, np.ndarray]] = field(default_factory=dict)
     contexts: Sequence[TextContext] | None = None
+    source: Clip | None = None
 
 
 def required_components(plan: Plan) -> tuple[str, ...]:
     """Everything the plan will load, so that what is missing is said before anything is."""
     names = ["text_encoder", "text_projections", "transformer"]
-    if plan.video_out:
+    if plan.video_out and _decodes(plan):
         names.append("video_decoder")
     if any(s.images or s.references for s in plan.stages) or plan.video_input:
         names.append("video_encoder")
     if any(s.upsample for s in plan.stages):
         names.append("spatial_upsampler")
-    if plan.audio_input or (plan.video_input and plan.audio_from is not None):
+    if any(s.audio and s.audio.start == "input" for s in plan.stages):
         names.append("audio_encoder")
     if isinstance(plan.audio_from, int):
         names += ["audio_decoder", "vocoder"]
     return tuple(names)
+
+
+def _decodes(plan: Plan) -> bool:
+    return plan.video_input is None or plan.video_input.made[0] < plan.video_input.made[1]
 
 
 class Run:
@@ -68,6 +78,8 @@ class Run:
         self.networks = networks
         self.session = session
         self.traits = networks.traits
+        self.source = None if plan.video_input is None else Source(plan.video_input, session.source)
+        check_media(plan.stages)
         self.waveform: Waveform | None = None
         if plan.audio_input:
             self.waveform = read_recording(plan.audio_input, plan.shape.seconds)
@@ -83,31 +95,38 @@ class Run:
             video = self._upsampled(video, stage)
             guided = Guided(positive, negative, *stage.guidance, self.plan.max_batch_size)
             video, audio = self._denoise(number, transformers(stage), guided, media, (video, audio))
-            if self.plan.audio_from == number:
+            if self.plan.audio_from in (number, "source"):
                 shipped = audio
         transformers.free()
         return DenoisedPair(video, shipped)
 
     def audio(self, latents: DenoisedPair) -> Waveform | None:
-        """The sound that ships: decoded latents, or the recording that was given."""
+        """The sound that ships: decoded latents, the recording that was given, or the source clip's own track."""
         if self.plan.audio_from == "input":
             return self.waveform
-        if latents.audio is None:
-            return None
+        own = None if self.source is None else self.source.sound()
+        if latents.audio is None or (self.plan.audio_from == "source" and own is not None):
+            return own if self.plan.audio_from == "source" else None
         load = self.networks.load
-        return decode_audio(
+        made = decode_audio(
             latents.audio,
             lambda: load("audio_decoder"),
             lambda: load("vocoder"),
             self.session.progress,
             self.session.report,
         )
+        if self.source is None or own is None or self.source.use.sound is None:
+            return made
+        return splice_sound(own, made, self.source.use, self.plan.shape)
 
     def frames(self, latents: DenoisedPair) -> Iterator[np.ndarray]:
         """uint8 (f, H, W, 3) stretches in order, decoded as they are asked for."""
         if latents.video is None:
             return iter(())
-        return decode_video(
+        source = self.source if self.source is not None and self.source.has_frames else None
+        if source is not None and not _decodes(self.plan):
+            return kept_frames(source)
+        decoded = decode_video(
             latents.video,
             lambda: self.networks.load("video_decoder"),
             self.plan.tiling,
@@ -116,16 +135,25 @@ class Run:
             self.session.progress,
             self.session.report,
         )
+        return decoded if source is None else splice_frames(decoded, source)
 
     def _contexts(self) -> tuple[TextContext, TextContext | None]:
-        plan = self.plan
-        prompts = [plan.prompt] if plan.negative_prompt is None else [plan.prompt, plan.negative_prompt]
-        contexts = self.session.contexts or encode_text(
-            prompts,
-            self.networks.load_text_encoder,
-            lambda: self.networks.load("text_projections"),
-            self.session.progress,
-            self.session.report,
+        session, networks = self.session, self.networks
+        encoder = Resident(networks.load_text_encoder)
+        if self.plan.enhance and not session.contexts:
+            plan = self.plan
+            text = enhance_prompt(
+                plan.prompt, plan.enhance, plan.seed, encoder, session.progress, session.report
+            )
+            session.progress.note(f"enhanced prompt: {text}")
+            self.plan = replace(plan, enhanced_prompt=text)
+        prompts = [self.plan.enhanced_prompt or self.plan.prompt, self.plan.negative_prompt]
+        contexts = session.contexts or encode_text(
+            [p for p in prompts if p is not None],
+            encoder.take,
+            lambda: networks.load("text_projections"),
+            session.progress,
+            session.report,
         )
         return contexts[0], contexts[1] if len(contexts) > 1 else None
 
@@ -133,17 +161,24 @@ class Run:
         load, traits, session = self.networks.load, self.traits, self.session
         media = encode_video_inputs(
             self.plan.stages,
-            self.plan.video_input,
+            self.source,
             lambda: load("video_encoder"),
             traits,
             session.progress,
             session.report,
         )
-        if self.waveform is None:
+        if not any(s.audio and s.audio.start == "input" for s in self.plan.stages):
             return media
         latents = Sizes.of(self.plan.shape, traits.video_scale, traits.audio_scale).audio_latents
+        waveform = self.waveform
+        if waveform is None and self.source is not None:
+            known = self.source.audio_latents(latents)
+            if known is not None:
+                return replace(media, audio=known)
+            waveform = self.source.placed_sound(self.plan.shape, traits.audio_scale.rate_hz)
+        assert waveform is not None
         audio = encode_audio(
-            self.waveform, latents, lambda: load("audio_encoder"), traits, session.progress, session.report
+            waveform, latents, lambda: load("audio_encoder"), traits, session.progress, session.report
         )
         return replace(media, audio=audio)
 

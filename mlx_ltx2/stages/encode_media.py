@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +19,7 @@ from mlx_ltx2.diffusion.conditioning import (
     attention_weights,
 )
 from mlx_ltx2.diffusion.state import ConditioningItem
+from mlx_ltx2.diffusion.tiles import DEFAULT_TILES, Tile, encode_plan, run_tiles
 from mlx_ltx2.errors import MediaError
 from mlx_ltx2.media.audio import fit_length, read_audio, to_stereo
 from mlx_ltx2.media.images import normalize_pixels, prepare_image, resize_and_crop
@@ -28,8 +29,9 @@ from mlx_ltx2.memory import PeakReport, phase, resident
 from mlx_ltx2.models.audio_vae import AudioEncoder, log_mel
 from mlx_ltx2.models.video_vae import VideoEncoder
 from mlx_ltx2.progress import Progress
-from mlx_ltx2.shapes import VideoShape
-from mlx_ltx2.stages.plan import ImageUse, ReferenceUse, StagePlan, StreamPlan
+from mlx_ltx2.shapes import VideoScale, VideoShape, check_frames, check_multiple
+from mlx_ltx2.stages.plan import ImageUse, ReferenceUse, SourceUse, StagePlan, StreamPlan
+from mlx_ltx2.stages.source import Source
 from mlx_ltx2.states import Waveform
 from mlx_ltx2.traits import Traits
 
@@ -39,7 +41,7 @@ class Media:
     """What was encoded, by stage number.
 
     images, references: latents beside their uses, in the order of the stage's plan. video, audio: encoded input streams.
-    waveform: the given recording as it was read, native rate, for the muxer.
+    waveform: the given recording as it was read, native rate, for the muxer. source: what a source clip gives.
     """
 
     images: Mapping[int, Sequence[tuple[ImageUse, mx.array]]] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class Media:
     video: Mapping[int, mx.array] = field(default_factory=dict)
     audio: mx.array | None = None
     waveform: Waveform | None = None
+    source: SourceUse | None = None
 
     def start_of(
         self, stream: StreamPlan, kind: str, number: int, previous: mx.array | None
@@ -66,6 +69,8 @@ class Media:
         if stage.video and stage.video.region:
             items.append(TemporalRegion(*stage.video.region))
         scale, fps = traits.video_scale, stage.shape.fps
+        if stage.video and stage.video.start == "joined" and self.source is not None:
+            items += _held(self.video[number], self.source, fps, scale)
         for use, latent in self.images.get(number, ()):
             if use.mode == "replace":
                 items.append(LatentAt(latent, (use.frame + scale.time - 1) // scale.time, use.strength))
@@ -91,21 +96,36 @@ class Media:
         return []
 
 
+def _held(latent: mx.array, use: SourceUse, fps: float, scale: VideoScale) -> list[ConditioningItem]:
+    """A source clip's latents where it lies in the result.
+
+    Its first latent stands for one frame. Off the beginning of the result a latent stands for several, so that frame is
+    held as a keyframe there.
+    """
+    if use.at == 0:
+        return [LatentAt(latent)]
+    first = Keyframe(latent[:, :1], use.at, fps, scale=scale)
+    return [LatentAt(latent[:, 1:], use.at // scale.time + 1), first] if latent.shape[1] > 1 else [first]
+
+
 def encode_video_inputs(
     stages: Sequence[StagePlan],
-    source: Mapping[str, Any] | None,
+    source: Source | None,
     load_encoder: Callable[[], VideoEncoder],
     traits: Traits,
     progress: Progress,
     report: PeakReport,
 ) -> Media:
     """Latents of every image, reference and source clip that the stages name; no encoder is loaded if there are none."""
-    count = sum(len(s.images) + len(s.references) for s in stages) + sum(_wants_source(s) for s in stages)
+    use = None if source is None else source.use
+    known = _known_latents(stages, source, traits)
+    wanting = {n for n, s in enumerate(stages) if _wants_source(s) and n not in known}
+    count = sum(len(s.images) + len(s.references) for s in stages) + len(wanting)
     if not count:
-        return Media()
+        return Media(video=known, source=use)
     images: dict[int, list[tuple[ImageUse, mx.array]]] = {}
     references: dict[int, list[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = {}
-    clips: dict[int, mx.array] = {}
+    clips = dict(known)
     with (
         phase("encode media", report),
         progress.phase("encode media", count, "input") as advance,
@@ -125,22 +145,56 @@ def encode_video_inputs(
                 for use in stage.images
             ]
             references[number] = [_reference(use, shape, traits, encoded) for use in stage.references]
-            if _wants_source(stage) and source is not None:
-                clips[number] = encoded(source_pixels(source, shape))
+            if source is not None and number in wanting:
+                clips[number] = encode_clip(encoder, source_pixels(source, shape), traits.video_scale)
+                advance(1)
         del encoder
-    return Media(images, references, clips)
+    return Media(images, references, clips, source=use)
+
+
+def _known_latents(stages: Sequence[StagePlan], source: Source | None, traits: Traits) -> dict[int, mx.array]:
+    """Stage number -> latents of the source that an earlier run left, so that nothing is encoded again."""
+    found: dict[int, mx.array] = {}
+    for number, stage in enumerate(stages):
+        if source is not None and _wants_source(stage):
+            shape = replace(stage.shape, frames=source.use.frames)
+            latent = source.latents(shape.latent(traits.video_scale))
+            if latent is not None:
+                found[number] = latent
+    return found
 
 
 def _wants_source(stage: StagePlan) -> bool:
-    return stage.video is not None and stage.video.start == "input"
+    return stage.video is not None and stage.video.start in ("input", "joined")
 
 
-def source_pixels(source: Mapping[str, Any], shape: VideoShape) -> np.ndarray:
-    """Frames of the source clip at a stage's size: (F, H, W, 3) float32 in [-1, 1]."""
-    frames = read_frames(source["path"], max_frames=shape.frames)
-    if len(frames) < shape.frames:
-        raise MediaError(f"{source['path']} has {len(frames)} frames and the plan needs {shape.frames}.")
-    return normalize_pixels(resize_and_crop(frames, shape.height, shape.width))
+def source_pixels(source: Source, shape: VideoShape) -> np.ndarray:
+    """Frames of the source clip at a stage's size: (F, H, W, 3) in [0, 255], uint8 unless they had to be resized."""
+    frames = np.stack(list(source.frames()))
+    if frames.shape[1:3] == (shape.height, shape.width):
+        return frames
+    return resize_and_crop(frames, shape.height, shape.width)
+
+
+def encode_clip(encoder: VideoEncoder, pixels: np.ndarray, scale: VideoScale) -> mx.array:
+    """(F, H, W, 3) pixels in [0, 255] -> (1, F', H', W', C) latents, tile by tile where the clip is large.
+
+    Raises: ShapeError unless frames and sizes lie on the latent grid.
+    """
+    frames, height, width = pixels.shape[:3]
+    check_multiple("height", height, scale.space, "video VAE")
+    check_multiple("width", width, scale.space, "video VAE")
+    check_frames(frames, scale)
+    plan = encode_plan(VideoShape(frames, height, width).latent(scale), DEFAULT_TILES, scale)
+
+    def run(tile: Tile) -> mx.array:
+        latent = encoder(mx.array(normalize_pixels(pixels[tile.source])[None]))
+        mx.eval(latent)
+        return latent
+
+    latent = mx.concatenate(list(run_tiles(plan, run, mx.float32)), axis=1).astype(encoder.conv_in.conv.weight.dtype)
+    mx.eval(latent)
+    return latent
 
 
 def _reference(

@@ -15,7 +15,8 @@ from mlx_ltx2.shapes import AudioScale, LatentShape, VideoScale, VideoShape, aud
 class StreamPlan:
     """How one stream enters a stage.
 
-    start: "noise", "previous" (the stage before) or "input" (an encoded file). noise_scale: share of noise mixed in.
+    start: "noise", "previous" (the stage before), "input" (an encoded file) or "joined" (noise around a source clip,
+    whose latents are held where it lies). noise_scale: share of noise mixed in.
     frozen: read only, at sigma 0. strength: how firmly an input is kept when it is not frozen (1 - mask value).
     region: [start, end) in seconds that is generated anew while the rest is kept. guidance: None = one plain pass.
     """
@@ -49,6 +50,32 @@ class ReferenceUse:
     temporal_scale: int = 1
     attention_strength: float = 1.0
     mask: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceUse:
+    """The clip that a run starts from.
+
+    frames: how many of its frames are used. at: the result's frame that its first one becomes. has_audio: it has
+    sound. made: [first, end) of the result's frames that are decoded, all others are the source's own.
+    sound: [start, end) in seconds of the result whose sound is new beside the source's own; None: all of it is.
+    """
+
+    path: str
+    frames: int
+    has_audio: bool
+    made: tuple[int, int]
+    at: int = 0
+    sound: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class EnhanceUse:
+    """How the prompt is written out first. image: an image that the clip starts from, or None."""
+
+    max_tokens: int
+    temperature: float
+    image: str | None = None
 
 
 @dataclass(frozen=True)

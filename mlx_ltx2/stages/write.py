@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlx_ltx2.errors import RequestError
+from mlx_ltx2.errors import MediaError, RequestError
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import replacing_files
-from mlx_ltx2.media.writer import ClipWriter, save_frames
+from mlx_ltx2.media.writer import ClipWriter, remux_audio, save_frames
 from mlx_ltx2.states import Waveform
 
 
@@ -90,3 +90,15 @@ def stream_clip(
                 save_frames(stills, chunk, first=done)
             done += len(chunk)
     return writer.notes
+
+
+def copy_track(path: Path, source: str | Path) -> str | None:
+    """Put the sound track of `source` into a finished video as it is, packet by packet, in place of the encoded one.
+
+    Returns what is to be said if the container does not take it; the encoded sound stays then.
+    """
+    try:
+        remux_audio(path, source, path)
+    except MediaError as error:
+        return f"the sound was encoded anew, since its track could not be copied: {error}"
+    return None
