@@ -18,6 +18,8 @@ from mlx_ltx2.stages.plan import StagePlan
 def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
     if filled.images or filled.audio_file is not None:
         raise RequestError("pipeline text-to-audio takes a prompt alone; drop the image or the audio file.")
+    if not filled.audio:
+        raise RequestError("pipeline text-to-audio makes nothing but sound; drop --no-audio.")
     check_frames(filled.num_frames, card.traits.video_scale)
     check_fps(filled.fps)
     shape = VideoShape(filled.num_frames, filled.height, filled.width, float(filled.fps))
