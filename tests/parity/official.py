@@ -38,6 +38,8 @@ from mlx_ltx2.demo.tiny_gemma import write_tiny_gemma
 from mlx_ltx2.diffusion.noise import NoiseSource
 
 ORACLE = "ltx-pipelines 1.0.0"
+LATENT_CHANNELS = 128
+LORA_RANK = 4
 CPU = torch.device("cpu")
 
 _COMPONENTS: dict[Any, dict[str, str]] = {
@@ -70,6 +72,7 @@ class Files:
     checkpoint: Path
     upsampler: Path
     gemma: Path
+    lora: Path
 
 
 def tiny_gemma_shape() -> Any:
@@ -78,13 +81,19 @@ def tiny_gemma_shape() -> Any:
 
 
 def official_config(generation: str, variant: str) -> dict[str, Any]:
-    """A small config within what the official modules can be: the video encoder starts as wide as the latents, and the
-    audio statistics are as many as the audio autoencoder is wide."""
+    """A small config within what the official code can be.
+
+    Its pipelines know only 128 latent channels, its video encoder starts as wide as the latents, and its audio statistics
+    are as many as the audio autoencoder is wide.
+    """
     config = copy.deepcopy(tiny_config(generation, variant))
+    config["transformer"].update(in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS)
     vae, audio = config["vae"], config["audio_vae"]["model"]["params"]["ddconfig"]
-    del vae["encoder_base_channels"]
+    vae["latent_channels"] = LATENT_CHANNELS
+    vae.pop("encoder_base_channels", None)
     for _, block in vae["encoder_blocks"]:
-        block.pop("multiplier", None) and block.update(multiplier=1)
+        if "multiplier" in block:
+            block["multiplier"] = 1
     audio.update(ch=128, ch_mult=[1, 1, 1], num_res_blocks=1)
     return config
 
@@ -115,12 +124,26 @@ def write_official(folder: Path, generation: str, variant: str = "distilled", se
     checkpoint = folder / f"ltx-{size}-{variant}.safetensors"
     _save(checkpoint, shapes, config, seed, {"model_version": f"{generation}.0"})
     name, flat = next((n, c) for n, c in upsampler_configs(generation).items() if "spatial-upscaler-x2" in n)
+    flat = {**flat, "in_channels": LATENT_CHANNELS}
     upsampler = folder / f"{name}.safetensors"
     _save(upsampler, official_shapes(LatentUpsamplerConfigurator, flat), flat, seed, {})
     gemma = write_tiny_gemma(
         folder / "gemma-3-tiny", width=TEXT_WIDTH, layers=TEXT_LAYERS, seed=seed, dtype="F32"
     )
-    return Files(folder, checkpoint, upsampler, gemma)
+    lora = folder / f"ltx-{size}-distilled-lora-{LORA_RANK}.safetensors"
+    save_file(_lora(shapes, seed), str(lora))
+    return Files(folder, checkpoint, upsampler, gemma, lora)
+
+
+def _lora(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
+    """Low-rank changes of every projection of every block, named as the official LoRAs are."""
+    factors = {}
+    for name, shape in shapes.items():
+        if ".transformer_blocks." in name and name.endswith(".weight") and len(shape) == 2:
+            path = name.removeprefix("model.").removesuffix(".weight")
+            factors[f"{path}.lora_A.weight"] = (LORA_RANK, shape[1])
+            factors[f"{path}.lora_B.weight"] = (shape[0], LORA_RANK)
+    return {name: torch.from_numpy(random_values(name, shape, seed)) for name, shape in factors.items()}
 
 
 def _save(
