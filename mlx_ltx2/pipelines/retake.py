@@ -69,9 +69,10 @@ def _stretch(filled: Filled, info: MediaInfo) -> tuple[float, float]:
     for name, value in (("start_time", start), ("end_time", end)):
         if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
             raise RequestError(f"{name} {value!r} must be a number of seconds, 0 or more.")
+    until = "" if filled.end_time is None else f" to {end:g} s"
     if start >= seconds or end > seconds + 1 / float(filled.fps):
         raise RequestError(
-            f"the stretch from {start:g} to {end:g} s lies outside the clip, which lasts {seconds:.3f} s."
+            f"the stretch from {start:g} s{until} lies outside the clip, which lasts {seconds:.3f} s."
         )
     if not start < end:
         raise RequestError(f"the stretch from {start:g} to {end:g} s is empty; its end must be later than its start.")

@@ -37,7 +37,7 @@ _PLAIN = str.maketrans(
     {
         "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"',
         "\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2014": "-", "\u2015": "-", "\u2212": "-",
-        "\u2026": "...", "\u00a0": " ", "\u202f": " ",
+        "\u2026": "...", "\u00a0": " ", "\u202f": " ", "\ufffd": "",
     }
 )  # fmt: skip
 
@@ -84,7 +84,8 @@ def enhance_prompt(
 
 def clean(text: str) -> str:
     """Typographic quotes, dashes and blanks in ASCII, blanks joined, nothing before the first letter."""
-    text = " ".join(text.translate(_PLAIN).split())
+    text = "".join(c for c in text.translate(_PLAIN) if c.isprintable() or c.isspace())
+    text = " ".join(text.split())
     first = next((i for i, character in enumerate(text) if character.isalpha()), len(text))
     if first and text[first - 1 : first] == '"':
         first -= 1  # a prompt may begin with speech

@@ -1,0 +1,275 @@
+"""Enlarge an image or a clip in space, in time or both: VAE encode, latent upsampler, refine if asked, VAE decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx2 import memory
+from mlx_ltx2.diffusion.noise import NoiseSource
+from mlx_ltx2.diffusion.schedules import STAGE_2_SIGMAS
+from mlx_ltx2.diffusion.state import StatePair, result_video, video_state
+from mlx_ltx2.diffusion.tiles import TILING_MODES
+from mlx_ltx2.errors import RequestError, ShapeError
+from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline
+from mlx_ltx2.media.audio import read_audio
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio
+from mlx_ltx2.media.images import load_image
+from mlx_ltx2.media.video import probe, read_frames
+from mlx_ltx2.pipelines.plan import as_json
+from mlx_ltx2.progress import Progress, SilentProgress, make_progress
+from mlx_ltx2.shapes import LatentShape, VideoShape, check_video_shape
+from mlx_ltx2.stages.decode_video import decode_video
+from mlx_ltx2.stages.denoise import Guided, denoise, started
+from mlx_ltx2.stages.encode_media import encode_clip
+from mlx_ltx2.stages.encode_text import encode_text
+from mlx_ltx2.stages.source import same_file
+from mlx_ltx2.stages.upsample import cropped, padded, upsample
+from mlx_ltx2.stages.write import Clip, copy_track, stream_clip
+from mlx_ltx2.version import VERSION
+from mlx_ltx2.weights.networks import UPSAMPLERS, Networks
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif")
+SPATIAL = {2.0: "spatial-x2", 1.5: "spatial-x1.5"}
+
+
+@dataclass(frozen=True)
+class UpscalePlan:
+    """What an enlargement does.
+
+    kinds: upsamplers in order. original, shape: of the source and of the result. sigmas: of the refining stage, or ().
+    """
+
+    source: str
+    model: str
+    still: bool
+    has_audio: bool
+    kinds: tuple[str, ...]
+    original: VideoShape
+    shape: VideoShape
+    sigmas: tuple[float, ...]
+    prompt: str | None
+    seed: int
+    tiling: str
+    video_out: bool = True
+
+
+def plan_upscale(
+    source: str | Path,
+    model: str,
+    *,
+    scale: float | None = None,
+    temporal: bool = False,
+    refine: bool = False,
+    prompt: str | None = None,
+    seed: int = 10,
+    tiling: str = "auto",
+    even: bool = True,
+) -> UpscalePlan:
+    """What `upscale` would do; reads the source's header alone. even: the result is H.264, which wants even sides.
+
+    Raises: RequestError, MediaError.
+    """
+    scale = (None if temporal else 2.0) if scale is None else float(scale)
+    if scale is not None and scale not in SPATIAL:
+        raise RequestError(f"scale {scale:g} is not possible; use {' or '.join(f'{s:g}' for s in SPATIAL)}.")
+    if refine != (prompt is not None) or (prompt is not None and not prompt.strip()):
+        raise RequestError("refining and a prompt belong together: give --refine --prompt TEXT, or neither.")
+    if tiling not in TILING_MODES:
+        raise RequestError(f"tiling {tiling!r} is not known; use one of {', '.join(TILING_MODES)}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise RequestError(f"seed {seed!r} is no whole number from 0 to 2^63-1.")
+    original, still, has_audio = _measured(Path(source))
+    if temporal and still:
+        raise RequestError(f"{source} is one image; it has no time to be doubled. Drop --temporal.")
+    step = 2 if even else 1
+    height, width = (int(side * (scale or 1)) // step * step for side in (original.height, original.width))
+    shape = replace(original, height=height, width=width)
+    if temporal:
+        shape = replace(shape, frames=2 * shape.frames - 1, fps=2 * shape.fps)
+    kinds = (*([SPATIAL[scale]] if scale else []), *(["temporal-x2"] if temporal else []))
+    sigmas = STAGE_2_SIGMAS if refine else ()
+    return UpscalePlan(str(source), model, still, has_audio, kinds, original, shape, sigmas, prompt, seed, tiling)
+
+
+def _measured(source: Path) -> tuple[VideoShape, bool, bool]:
+    """Shape, whether it is a still, whether it has sound."""
+    if source.suffix.lower() in IMAGE_SUFFIXES:
+        height, width = load_image(source).shape[:2]
+        return VideoShape(1, height, width), True, False
+    info = probe(source, count=True)
+    if not info.fps or not info.frames:
+        raise ShapeError(f"{source} does not say its frame rate or length; write it anew as .mp4.")
+    return VideoShape(info.frames, info.height, info.width, float(info.fps)), False, info.has_audio
+
+
+def upscale(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    model: str | Path = DEFAULT_MODEL,
+    text_encoder: str | Path | None = None,
+    crf: float = 19,
+    keep_frames: bool = True,
+    progress: Progress | str | None = None,
+    **options: Any,
+) -> Clip:
+    """Enlarge an image or a clip.
+
+    source: .png, .jpg and other stills, or a video of any size and length. output: file to write. scale: 2 (default)
+    or 1.5. temporal: double the frame rate, F frames become 2F - 1; alone it leaves the size. refine, prompt: run
+    the three steps of a second stage on the enlarged latents. seed: of their noise. tiling: of the decoder. The sound is kept.
+    Returns the clip; its frames are None if keep_frames is False.
+    Raises: RequestError, MediaError, WeightsError, ResourceError.
+    """
+    shown = make_progress(progress) if isinstance(progress, str) else progress or SilentProgress()
+    target = None if output is None else Path(output)
+    even = target is not None and target.suffix.lower() in VIDEO_SUFFIXES
+    plan = plan_upscale(source, str(model), even=even, **options)
+    if target is not None:
+        check_writable(target, num_frames=plan.shape.frames)
+    if same_file(target, source):
+        raise RequestError(f"{target} is the source itself; name another output.")
+    if not 0 <= crf <= 51:
+        raise RequestError(f"crf {crf} is outside 0 (lossless) to 51; 19 is the default.")
+    pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, progress=shown)
+    run = _Upscale(plan, pipeline.networks, shown)
+    run.check()
+    with memory.limits():
+        clip = run(target, crf, keep_frames)
+    clip.peaks = dict(run.report.peaks)
+    return clip
+
+
+class _Upscale:
+    """One enlargement: stations in a row, each owning its network while it works."""
+
+    def __init__(self, plan: UpscalePlan, networks: Networks, progress: Progress):
+        self.plan, self.networks, self.progress = plan, networks, progress
+        self.scale = networks.traits.video_scale
+        self.report = memory.PeakReport()
+
+    def check(self) -> None:
+        names = ["video_encoder", "video_decoder", *(UPSAMPLERS[kind] for kind in self.plan.kinds)]
+        self.networks.check(*names, *(("transformer", "text_encoder", "text_projections") if self.plan.sigmas else ()))
+        if self.plan.sigmas:
+            self._loras()
+
+    def __call__(self, output: Path | None, crf: float, keep_frames: bool) -> Clip:
+        plan = self.plan
+        latent = self._encoded()
+        for kind in plan.kinds:
+            load = partial(self.networks.load_upsampler, kind)
+            latent = upsample(latent, load, self.networks.load_statistics, self.report)
+        if plan.sigmas:
+            latent = self._refined(latent)
+        sound = read_audio(plan.source) if plan.has_audio else None
+        clip = Clip(plan.shape.fps, plan, audio=sound, latents=latent)
+        clip.metadata = {"tool": f"mlx-ltx2 {VERSION}", "model": plan.model, "upscale": as_json(asdict(plan))}
+        self._written(clip, output, crf, keep_frames)
+        return clip
+
+    def _encoded(self) -> mx.array:
+        plan = self.plan
+        frames = load_image(plan.source)[None] if plan.still else read_frames(plan.source)
+        if len(frames) != plan.original.frames:
+            raise ShapeError(f"{plan.source} has {len(frames)} frames and says it has {plan.original.frames}.")
+        grid = padded(frames, self.scale, 2 if "spatial-x1.5" in plan.kinds else 1)
+        if grid.shape != frames.shape:
+            self.progress.note(
+                f"{plan.source} was filled up from {frames.shape[2]}x{frames.shape[1]}, {len(frames)} frames to "
+                f"{grid.shape[2]}x{grid.shape[1]}, {len(grid)} frames, the model's grid; the result is cut back."
+            )
+        with (
+            memory.phase("encode media", self.report),
+            self.progress.phase("encode media", 1, "input") as advance,
+            memory.resident(lambda: self.networks.load("video_encoder")) as encoder,
+        ):
+            latent = encode_clip(encoder, grid, self.scale)
+            advance(1)
+            del encoder
+        return latent
+
+    def _loras(self) -> Sequence[tuple[str, float]]:
+        model = self.networks.model
+        if model.traits.distilled:
+            return ()
+        if not model.loras:
+            raise RequestError(
+                f"{self.plan.model} is a dev model without its distilled LoRA; refine with a distilled one."
+            )
+        return ((str(model.loras[0]), 1.0),)
+
+    def _refined(self, latent: mx.array) -> mx.array:
+        plan, networks = self.plan, self.networks
+        assert plan.prompt is not None
+        grid = LatentShape(*latent.shape[1:4])
+        check_video_shape(grid.pixels(plan.shape.fps, self.scale), two_stage=False, scale=self.scale)
+        context = encode_text(
+            [plan.prompt],
+            networks.load_text_encoder,
+            lambda: networks.load("text_projections"),
+            self.progress,
+            self.report,
+        )[0]
+        noise = NoiseSource(plan.seed, 1)
+        with (
+            memory.phase("denoise refine", self.report),
+            self.progress.phase("refine", len(plan.sigmas) - 1) as advance,
+            memory.resident(lambda: networks.load_transformer(video=True, audio=False, loras=self._loras())) as network,
+        ):
+            state = video_state(
+                grid, latent.shape[-1], plan.shape.fps, latent=latent, dtype=network.dtype, scale=self.scale
+            )
+            states = StatePair(started(state, "video", noise, noise_scale=plan.sigmas[0]), None)
+            states = denoise(
+                network, states, Guided(context), plan.sigmas, "euler", noise, lambda *_: advance(1)
+            )
+            del network
+        assert states.video is not None
+        return result_video(states.video, grid)
+
+    def _written(self, clip: Clip, output: Path | None, crf: float, keep_frames: bool) -> None:
+        plan, kept = self.plan, []
+        decoded = decode_video(
+            clip.latents,
+            lambda: self.networks.load("video_decoder"),
+            {"mode": plan.tiling},
+            NoiseSource(plan.seed, 2),
+            self.scale,
+            self.progress,
+            self.report,
+        )
+
+        def tee() -> Iterator[np.ndarray]:
+            for chunk in cropped(decoded, plan.shape):
+                if keep_frames or output is None:
+                    kept.append(chunk)
+                yield chunk
+
+        if output is None:
+            for _ in tee():
+                pass
+        else:
+            notes = stream_clip(tee(), output, fps=clip.fps, crf=crf, audio=clip.audio, metadata=clip.metadata)
+            if clip.audio is not None and output.suffix.lower() in VIDEO_SUFFIXES and holds_audio(output):
+                changed = copy_track(output, plan.source)
+                notes = [*notes, changed] if changed else []
+            for note in notes:
+                self.progress.note(note)
+            clip.path = output
+        if kept:
+            clip.frames = np.concatenate(kept)
+
+
+if __name__ == "__main__":
+    import importlib
+
+    # The command line imports this module; naming it here statically would turn the arrow round.
+    importlib.import_module("mlx_ltx2.cli").upscale_main()
