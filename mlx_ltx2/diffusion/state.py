@@ -189,7 +189,7 @@ def to_modality(
     timesteps, runs = _timesteps(state, sigma)
     rows = repeat * state.latent.shape[0]
     mask = state.attention_mask
-    if mask is not None:
+    if mask is not None and mask.shape[0] != rows:  # else handed on as it is, so that it is known again
         mask = (
             mx.broadcast_to(mask, (rows, *mask.shape[1:]))
             if mask.shape[0] == 1

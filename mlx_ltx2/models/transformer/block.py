@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +18,12 @@ from mlx_ltx2.models.layers.feed_forward import FeedForward
 from mlx_ltx2.models.layers.norm import rms_norm
 from mlx_ltx2.models.layers.rope import Rope
 from mlx_ltx2.models.transformer.config import Prefix, TransformerConfig
+from mlx_ltx2.models.transformer.kept import Kept, KeysValues
 from mlx_ltx2.models.transformer.modulation import Levels, add_gated, add_table, norm_modulate, scale_shift
 from mlx_ltx2.states import Perturbation
 
 Tokens = Mapping[Prefix, mx.array]
 """(B, N, dim) per stream, by the prefix of its attributes: "" for video, "audio_" for audio."""
-
-KeysValues = tuple[mx.array, mx.array]
 
 SELF_ATTENTION: dict[Prefix, str] = {"": "video_self", "audio_": "audio_self"}
 CROSS_ATTENTION: dict[Prefix, str] = {"": "audio_to_video", "audio_": "video_to_audio"}
@@ -41,7 +41,8 @@ class StreamInputs:
     """What all blocks need of one stream during one evaluation, beside its tokens.
 
     rows: (B, K, 6 or 9, dim) modulation at `levels`; embedded: (B, K, dim) for the output head.
-    context: (B, S, dim) text; prompt: (B, 1, 2, dim) its modulation.
+    context: (B, S, dim) text; prompt: (B, 1, 2, dim) its modulation. text, text_levels: the text as it was given and
+    the noise levels that modulate it, by which its keys and values are known again.
     self_mask: (B, 1, N, N) and context_mask: (B, 1, 1, S) are additive.
     """
 
@@ -54,6 +55,8 @@ class StreamInputs:
     self_mask: mx.array | None = None
     context_mask: mx.array | None = None
     enabled: bool = True
+    text: mx.array | None = None
+    text_levels: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,15 @@ class CrossInputs:
 
 @dataclass(frozen=True)
 class Pass:
-    """One evaluation: what every block reads. cross is empty unless there are two streams."""
+    """One evaluation: what every block reads. cross is empty unless there are two streams.
+
+    kept: what this evaluation shares with others, if anything.
+    """
 
     streams: Mapping[Prefix, StreamInputs]
     cross: Mapping[Prefix, CrossInputs] = field(default_factory=dict)
     perturbations: tuple[Perturbation, ...] | None = None
+    kept: Kept | None = None
 
 
 def skipped(perturbations: Sequence[Perturbation] | None, kind: str, block: int) -> bool | mx.array:
@@ -149,6 +156,12 @@ class TransformerBlock(nn.Module):
             context = scale_shift(context, 1 + rows[:, :, 1], rows[:, :, 0])
         return self[f"{prefix}attn2"].keys_values(context)
 
+    def _text(self, index: int, prefix: Prefix, stream: StreamInputs, kept: Kept | None) -> KeysValues:
+        if kept is None or stream.text is None:
+            return self.text_keys_values(prefix, stream)
+        make = partial(self.text_keys_values, prefix, stream)
+        return kept.keys_values(index, prefix, stream.text, stream.text_levels, make)
+
     def _attend(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: Rows, skip: bool | mx.array) -> mx.array:
         """x after self-attention."""
         h = rows.normed(x, _SELF, stream.levels, self.eps)
@@ -206,7 +219,7 @@ class TransformerBlock(nn.Module):
         rows = {p: Rows.of_block(s.rows, self[f"{p}scale_shift_table"]) for p, s in running.items()}
         for p, stream in running.items():
             x[p] = self._attend(p, x[p], stream, rows[p], skipped(skips, SELF_ATTENTION[p], index))
-            text = texts[p] if texts is not None else self.text_keys_values(p, stream)
+            text = texts[p] if texts is not None else self._text(index, p, stream, inputs.kept)
             x[p] = self._attend_to_text(p, x[p], stream, rows[p], text)
         if inputs.cross:
             before = dict(x)  # both directions read the tokens as they were before either wrote

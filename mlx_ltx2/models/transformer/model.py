@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -17,13 +18,13 @@ from mlx_ltx2.models.layers.feed_forward import gelu_tanh
 from mlx_ltx2.models.layers.rope import Rope, build_rope, midpoints
 from mlx_ltx2.models.transformer.block import (
     CrossInputs,
-    KeysValues,
     Pass,
     StreamInputs,
     Tokens,
     TransformerBlock,
 )
 from mlx_ltx2.models.transformer.config import Prefix, StreamConfig, TransformerConfig
+from mlx_ltx2.models.transformer.kept import Kept, KeysValues
 from mlx_ltx2.models.transformer.modulation import (
     AdaLayerNormSingle,
     Levels,
@@ -39,12 +40,16 @@ Velocities = tuple[mx.array | None, mx.array | None]
 
 @dataclass(frozen=True)
 class RopeTables:
-    """Rotations of one clip's tokens; they depend on positions only and serve every step."""
+    """Rotations of one clip's tokens; they depend on positions only and serve every step.
+
+    kept: what else the evaluations of the clip share, if the caller wants it: give it here, once per clip and network.
+    """
 
     video: Rope | None = None
     audio: Rope | None = None
     video_cross: Rope | None = None
     audio_cross: Rope | None = None
+    kept: Kept | None = None
 
 
 class CaptionProjection(nn.Module):
@@ -135,28 +140,45 @@ class Transformer(nn.Module):
             audio_cross=build(audio_positions[:, :1], *cross),
         )
 
-    def _stream(self, prefix: Prefix, modality: Modality, rope: Rope) -> StreamInputs:
+    def _stream(self, prefix: Prefix, modality: Modality, rope: Rope, kept: Kept | None) -> StreamInputs:
         dtype, scale = self.dtype, np.float32(self.config.timestep_scale)
         levels = Levels.of(modality.timesteps, modality.runs, modality.latent.shape[1])
         rows, embedded = self[f"{prefix}adaln_single"](levels.values * scale, dtype)
-        prompt, context = None, modality.context.astype(dtype)
+        prompt, text_levels = None, ()
         if self.config.modulated_text:
             sigma = np.asarray(modality.sigma, np.float32).reshape(-1, 1)
             prompt, _ = self[f"{prefix}prompt_adaln_single"](sigma * scale, dtype)
-        if f"{prefix}caption_projection" in self:
-            context = self[f"{prefix}caption_projection"](context)
-        mask, context_mask = modality.attention_mask, modality.context_mask
+            text_levels = tuple(sigma[:, 0].tolist())
+        mask = modality.context_mask
         return StreamInputs(
             levels=levels,
             rows=rows,
             embedded=embedded,
-            context=context,
+            context=self._context(prefix, modality.context, kept),
             rope=rope,
             prompt=prompt,
-            self_mask=None if mask is None else self_attention_bias(mask, dtype),
-            context_mask=None if context_mask is None else context_bias(context_mask, dtype),
+            self_mask=self._bias(prefix, modality.attention_mask, kept),
+            context_mask=None if mask is None else context_bias(mask, dtype),
             enabled=modality.enabled,
+            text=modality.context,
+            text_levels=text_levels,
         )
+
+    def _context(self, prefix: Prefix, text: mx.array, kept: Kept | None) -> mx.array:
+        """The text at the width of the stream."""
+        if f"{prefix}caption_projection" not in self:
+            return text.astype(self.dtype)
+
+        def project() -> mx.array:
+            return self[f"{prefix}caption_projection"](text.astype(self.dtype))
+
+        return project() if kept is None else kept.context(prefix, text, project)
+
+    def _bias(self, prefix: Prefix, mask: mx.array | None, kept: Kept | None) -> mx.array | None:
+        if mask is None:
+            return None
+        make = partial(self_attention_bias, mask, self.dtype)
+        return make() if kept is None else kept.bias(prefix, mask, make)
 
     def _cross(self, prefix: Prefix, stream: StreamInputs, other: Modality, rope: Rope) -> CrossInputs:
         config = self.config
@@ -193,13 +215,14 @@ class Transformer(nn.Module):
             given["audio_"] = audio
         own: dict[Prefix, Rope | None] = {"": rope.video, "audio_": rope.audio}
         crossing: dict[Prefix, Rope | None] = {"": rope.video_cross, "audio_": rope.audio_cross}
-        streams = {p: self._stream(p, m, self._table(own[p])) for p, m in given.items()}
+        streams = {p: self._stream(p, m, self._table(own[p]), rope.kept) for p, m in given.items()}
         tokens = {p: self[f"{p}patchify_proj"](m.latent.astype(self.dtype)) for p, m in given.items()}
         cross: dict[Prefix, CrossInputs] = {}
         if video is not None and audio is not None:
             cross[""] = self._cross("", streams[""], audio, self._table(crossing[""]))
             cross["audio_"] = self._cross("audio_", streams["audio_"], video, self._table(crossing["audio_"]))
-        return Pass(streams, cross, None if perturbations is None else tuple(perturbations)), tokens
+        skips = None if perturbations is None else tuple(perturbations)
+        return Pass(streams, cross, skips, rope.kept), tokens
 
     def _table(self, rope: Rope | None) -> Rope:
         if rope is None or rope.cos.dtype != self.dtype:
