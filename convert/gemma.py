@@ -37,8 +37,7 @@ def plan_text_encoder(folder: Path, traits: Traits, options: Options) -> TextEnc
 
     Raises: WeightsError if it is no Gemma 3, of another width than the checkpoint was trained with, or incomplete.
     """
-    layers = int(traits.config["transformer"].get("text_encoder_num_layers", 48))
-    quantized = check_text_encoder(folder, traits.text_width, layers).quantized
+    quantized = check_text_encoder(folder, traits.text_width, traits.text_layers).quantized
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     tensors: list[Tensor] = []
     ignored: dict[str, str] = {}

@@ -76,9 +76,15 @@ class Traits:
         return cls(version, variant or guess_variant(where), config)
 
     @classmethod
-    def from_index(cls, index: Mapping[str, Any], config: Mapping[str, Any]) -> Traits:
-        """Traits of a converted folder, from its model_index.json and the components' configs."""
-        return cls(tuple(index["version"]), index["variant"], config)
+    def from_index(cls, index: Mapping[str, Any], config: Mapping[str, Any], where: str = "model_index.json") -> Traits:
+        """Traits of a converted folder, from its model_index.json and the components' configs.
+
+        Raises: WeightsError if the generation is not supported, KeyError or TypeError for an entry that is missing.
+        """
+        version = tuple(index["version"])
+        if "transformer" in config:
+            _refuse_unknown(version, config, set(), where)
+        return cls(version, index["variant"], config)
 
     @property
     def generation(self) -> str:
@@ -157,6 +163,11 @@ class Traits:
         """Hidden width that the text encoder must have."""
         transformer = self.config["transformer"]
         return int(transformer.get("caption_channels", 3840))
+
+    @property
+    def text_layers(self) -> int:
+        """Layers that the text encoder must have."""
+        return int(self.config["transformer"].get("text_encoder_num_layers", 48))
 
 
 def guess_variant(file_name: str) -> str:

@@ -70,6 +70,7 @@ def check_request(filled: Filled, card: ModelCard) -> None:
     for name in ("image_strength", "audio_strength", "attention_strength", "denoising_strength"):
         check_share(name, getattr(filled, name))
     _check_numbers(filled)
+    _check_blocks(filled, card)
     check_enhancement(filled.max_tokens, filled.temperature)
     check_video_options(filled)
     if card.traits.distilled and not filled.force_guidance:

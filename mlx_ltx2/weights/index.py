@@ -94,7 +94,7 @@ class ModelFolder:
         stored = index.get("quantization")
         quantization = None if stored is None else Quantization.from_dict(stored, where)
         try:
-            traits = Traits.from_index(index, _sections(path, components))
+            traits = Traits.from_index(index, _sections(path, components), where)
         except (KeyError, TypeError) as error:
             raise WeightsError(f"{where}: no valid entry {error}. Convert the model again.") from None
         if "transformer" not in traits.config:

@@ -56,19 +56,22 @@ class Networks:
         return self.model.traits
 
     def check(self, *names: str) -> None:
-        """Raise WeightsError unless every named component is there; reads no weights."""
+        """Raise WeightsError unless every named component is there with sound files; reads headers, no weights."""
         for name in names:
             if name == TEXT_ENCODER:
                 self.check_text_encoder()
             else:
-                self.model.folder(name)
+                read_shards(self.model.folder(name))
 
     def check_text_encoder(self) -> TextEncoderInfo:
-        return check_text_encoder(self._text_folder(), self.traits.text_width)
+        return check_text_encoder(self._text_folder(), self.traits.text_width, self.traits.text_layers)
 
     def load_text_encoder(self, resident_layers: int | None = None) -> TextEncoder:
         """resident_layers: keep so many layers and read the others at every use; None keeps all."""
-        return load_text_encoder(self._text_folder(), self.traits.text_width, resident_layers=resident_layers)
+        traits = self.traits
+        return load_text_encoder(
+            self._text_folder(), traits.text_width, traits.text_layers, resident_layers=resident_layers
+        )
 
     def _text_folder(self) -> Path:
         return self.text_encoder or self.model.folder(TEXT_ENCODER)
