@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mlx_ltx2.diffusion.denoisers import Denoiser, Evaluator, GuidedDenoiser, SimpleDenoiser
 from mlx_ltx2.diffusion.guidance import OFF, GuidanceParams
@@ -18,7 +18,7 @@ from mlx_ltx2.diffusion.state import (
     freeze,
 )
 from mlx_ltx2.diffusion.steppers import make_stepper
-from mlx_ltx2.models.transformer import Transformer
+from mlx_ltx2.models.transformer import Kept, Transformer
 from mlx_ltx2.states import LatentState, TextContext
 
 
@@ -57,16 +57,21 @@ def denoise(
     sampler: str,
     noise: NoiseSource,
     on_step: OnStep | None = None,
+    *,
+    text_cache: bool = False,
 ) -> StatePair:
     """Run one stage's schedule.
 
     states: started streams, None for an absent one. noise: the same source that started them, for samplers that inject
-    noise of their own.
+    noise of their own. text_cache: keep the text's keys and values of all blocks while the stage lasts
+    (`models.transformer.text_bytes`); same result, and worth it in LTX-2, whose text does not change from step to step,
+    and in guided stages of LTX-2.3, whose passes share a prompt.
     """
+    kept = Kept("clip" if text_cache else "block")
     dtype = next(s.latent.dtype for s in states if s is not None)
 
     def rope(video, audio):
-        return transformer.rope(video, audio, dtype)
+        return replace(transformer.rope(video, audio, dtype), kept=kept)
 
     evaluator = Evaluator(transformer, rope, settings.max_batch_size)
     denoiser = _denoiser(evaluator, settings)

@@ -11,6 +11,7 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.layers.linear import turn_long_weights
 from mlx_ltx2.models.registry import COMPONENTS
 from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.weights.header import Header, TensorInfo, read_header
@@ -49,6 +50,7 @@ def load_component(
     module, wanted = bare_component(folder, name, video=video, audio=audio)
     cast = None if name in KEEPS_DTYPE else dtype
     module.load_weights(_arrays(wanted, cast), strict=True)
+    turn_long_weights(module)
     module.eval()
     return module
 

@@ -18,6 +18,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import RequestError, WeightsError
+from mlx_ltx2.models.layers.linear import QuantizedLinear, turned
 from mlx_ltx2.weights import hub
 from mlx_ltx2.weights.header import TensorInfo, read_header
 from mlx_ltx2.weights.lora_keys import (
@@ -256,13 +257,13 @@ def with_update(layer: nn.Module, parts: Sequence[tuple[mx.array, mx.array, floa
         mx.eval(branched._lora_down, branched._lora_up)
         return branched
     weight = layer.weight
-    layer.weight = mx.addmm(weight.astype(mx.float32), up, down).astype(weight.dtype)
+    layer.weight = turned(mx.addmm(weight.astype(mx.float32), up, down).astype(weight.dtype))
     del weight
     mx.eval(layer.weight)
     return layer
 
 
-class QuantizedLinearWithLora(nn.QuantizedLinear):
+class QuantizedLinearWithLora(QuantizedLinear):
     """base(x) + (x @ down.T) @ up.T.
 
     Its parameters are those of the base under the same names; the branch is no parameter, so that walking,

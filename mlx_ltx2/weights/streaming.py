@@ -21,6 +21,7 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from mlx_ltx2.models.layers.linear import turn_long_weights
 from mlx_ltx2.models.transformer import RopeTables, Transformer
 from mlx_ltx2.models.transformer.block import Tokens
 from mlx_ltx2.models.transformer.model import Velocities
@@ -277,6 +278,7 @@ def stream_transformer(
     def loaded(index: int) -> None:
         if changed[index]:
             updates.apply(network, changed[index])
+        turn_long_weights(network.transformer_blocks[index])
 
     def dropped(index: int) -> None:
         for name in changed[index]:

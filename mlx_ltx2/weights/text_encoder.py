@@ -17,11 +17,12 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.layers.linear import dequantize_when_wide
 from mlx_ltx2.models.text.gemma import build_gemma, gemma_args, hidden_states_of
 from mlx_ltx2.models.text.tokenizer import PromptTokenizer
 from mlx_ltx2.states import PromptTokens
 from mlx_ltx2.weights.header import TensorInfo, read_header
-from mlx_ltx2.weights.quantize import Quantization
+from mlx_ltx2.weights.quantize import Quantization, wide_rows
 from mlx_ltx2.weights.streaming import BlockStream, RowReader, StreamedLayers, TensorReader, load_around, split_by_block
 
 if TYPE_CHECKING:
@@ -252,6 +253,7 @@ def _quantize(model: Model, found: _Folder) -> None:
 
     if any(name.endswith(".scales") for name in found.infos):
         nn.quantize(model, class_predicate=stored)
+        dequantize_when_wide(model, wide_rows())
 
 
 def _packing(path: str, width: int, found: _Folder) -> dict[str, Any]:
