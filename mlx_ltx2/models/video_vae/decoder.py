@@ -96,7 +96,7 @@ class VideoDecoder(nn.Module):
         Returns: (B,8(F'-1)+1,32H',32W',3) in the weights' dtype, about [-1,1].
         Raises: ShapeError for other shapes; RequestError if noise is lacking or cannot be used.
         """
-        self._check(latent, noise)
+        self.check(latent, noise)
         scaled = self.scale_timestep(timestep)
         x = self.conv_in(self.prepare(latent, noise), causal=self.causal)
         for block in self.up_blocks:
@@ -106,7 +106,8 @@ class VideoDecoder(nn.Module):
                 x = block(x, causal=self.causal)
         return self.finish(x, scaled)
 
-    def _check(self, latent: mx.array, noise: mx.array | None) -> None:
+    def check(self, latent: mx.array, noise: mx.array | None) -> None:
+        """Raises: ShapeError or RequestError unless `__call__` can decode these."""
         if latent.ndim != 5 or latent.shape[-1] != self.config.latent_channels or 0 in latent.shape:
             raise ShapeError(
                 f"A latent of shape {latent.shape} cannot be decoded; use (batch, latent frames, rows, "
