@@ -36,8 +36,8 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
         source.check_images(image_uses, made)
     elif image_uses:
         raise RequestError("an image is given and the picture is kept; drop the image, or --no-retake-video.")
-    # Half a frame inside the first and the last new latent, so that no rounding touches their neighbours.
-    region = ((made[0] + 0.5) / shape.fps, (made[1] - 0.5) / shape.fps)
+    # A bit inside the first and the last new latent, so that no rounding touches their neighbours.
+    region = ((made[0] + 0.25) / shape.fps, (made[1] - 0.25) / shape.fps)
     anew = StreamPlan(start="input", noise_scale=sigmas[0], region=region, guidance=parts.guidance(filled, "video"))
     stage = StagePlan(
         name="retake",
