@@ -123,9 +123,9 @@ def quantize_like(module: nn.Module, names: set[str], quantization: Quantization
 def wide_rows() -> int | None:
     """From how many rows on a quantized layer is dequantized, multiplied and dropped on this device; None: never.
 
-    The choice stands here once. M1 and M2 multiply quantized weights 10 to 45 % slower than dense ones, and dequantizing
-    a layer costs them as much as some 100 rows (published measurements); M3 and later have no such gap. On the CPU it
-    pays from the first dozen rows.
+    The choice stands here once. M1 and M2 multiply quantized weights 10 to 45 % slower than dense ones, and
+    dequantizing a layer costs them as much as some 100 rows (published measurements, not ours); M3 and later have no
+    such gap. On the CPU it pays from the first dozen rows.
     """
     if not mx.metal.is_available():
         return 16 if mx.default_device().type == mx.cpu else None
