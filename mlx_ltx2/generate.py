@@ -30,6 +30,8 @@ from mlx_ltx2.weights.networks import Networks
 
 DEFAULT_MODEL = "Lightricks/LTX-2.3"
 OUTPUT_TYPES = ("frames", "latent")
+OUTPUT_ALIASES = {"np": "frames", "pil": "frames"}
+"""What diffusers calls them; a clip holds its frames as one array either way."""
 DEFAULT_CRF = 19
 
 
@@ -151,6 +153,7 @@ class LTX2Pipeline:
 
     def execute(self, plan: Plan, output: Output, session: Session, output_type: str = "frames") -> Clip:
         """Run a plan that was made before, and write what comes out."""
+        output_type = OUTPUT_ALIASES.get(output_type, output_type)
         if output_type not in OUTPUT_TYPES:
             raise RequestError(
                 f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}."

@@ -12,7 +12,7 @@ from mlx_ltx2.errors import RequestError
 
 OUTPUT_FIELDS = ("output", "output_audio", "save_frames", "crf")
 MODEL_FIELDS = ("model", "text_encoder")
-IGNORED = ("stream", "no_fp8")
+IGNORED = ("stream", "no_fp8", "quantization", "enhance_static_cache", "compile_")
 
 
 @click.command("generate", cls=opts.Command, context_settings={"help_option_names": ["-h", "--help"]})

@@ -196,7 +196,7 @@ lora_options = _stack(
 
 model_options = _stack(
     O("--model", "--model-repo", "--checkpoint-path", "--distilled-checkpoint-path", "model", default=None, help="Converted folder, official file or hub id; 'demo' is built in."),
-    O("--text-encoder", "--text-encoder-repo", "--gemma-root", "text_encoder", default=None, help="Gemma 3 folder or hub id, if the model has none."),
+    O("--text-encoder", "--text-encoder-repo", "--gemma-root", "--text-encoder-path", "text_encoder", default=None, help="Gemma 3 folder or hub id, if the model has none."),
     O("--spatial-upscaler", "--spatial-upsampler-path", "spatial_upscaler", default=None, help="Another latent upsampler file or folder."),
 )  # fmt: skip
 
@@ -215,6 +215,9 @@ output_options = _stack(
     O("--crf", type=int, default=None, help="H.264 quality, lower is better (default 19)."),
     O("--stream", is_flag=True, hidden=True, help="Frames always stream; accepted for compatibility."),
     O("--no-fp8", is_flag=True, hidden=True, help="Accepted for compatibility."),
+    O("--quantization", default=None, hidden=True, help="Weights are quantized when they are converted."),
+    O("--enhance-static-cache", is_flag=True, hidden=True, help="Accepted for compatibility."),
+    O("--compile", "compile_", is_flag=True, hidden=True, help="Accepted for compatibility."),
 )  # fmt: skip
 
 report_options = _stack(

@@ -12,6 +12,7 @@ from mlx_ltx2.errors import RequestError
 
 if TYPE_CHECKING:
     from mlx_ltx2.media.video import MediaInfo
+from mlx_ltx2.pipelines.spellings import translate
 
 PathLike = str | Path
 
@@ -167,6 +168,9 @@ ALIASES = {
     "retake_source": "video",
     "spatial_upsampler_path": "spatial_upscaler",
     "noise_scale": "denoising_strength",
+    "prompt_max_new_tokens": "max_tokens",
+    "stage2_lora_config": "distilled_lora",
+    "stage2_lora_strength": "lora_strength_stage_2",
     "conditioning_attention_mask": "attention_mask",
     "conditioning_attention_strength": "attention_strength",
 }
@@ -178,7 +182,7 @@ _TUPLES = {"sigmas", "stage_2_sigmas", "stg_blocks", "audio_stg_blocks"}
 def _normalised(options: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(Request)}
     values: dict[str, Any] = {}
-    for name, value in options.items():
+    for name, value in translate(options).items():
         target = ALIASES.get(name, name)
         if target in ("image", "lora", "reference"):
             values[f"{target}s"] = (*values.get(f"{target}s", ()), *_several(target, value))

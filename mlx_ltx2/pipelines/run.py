@@ -28,6 +28,7 @@ from mlx_ltx2.stages.upsample import upsample
 from mlx_ltx2.stages.write import Clip
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
 from mlx_ltx2.weights.networks import Networks
+from mlx_ltx2.weights.upsampler_file import check_upsampler_file
 
 StepCallback = Callable[[str, int, int], None]
 """(stage name, steps done, steps in all); an exception it raises ends the run."""
@@ -57,7 +58,7 @@ def required_components(plan: Plan) -> tuple[str, ...]:
         names.append("video_decoder")
     if any(s.images or s.references for s in plan.stages) or plan.video_input:
         names.append("video_encoder")
-    if any(s.upsample for s in plan.stages):
+    if plan.spatial_upscaler is None and any(s.upsample for s in plan.stages):
         names.append("spatial_upsampler")
     if any(s.audio and s.audio.start == "input" for s in plan.stages):
         names.append("audio_encoder")
@@ -80,6 +81,9 @@ class Run:
         self.traits = networks.traits
         self.source = None if plan.video_input is None else Source(plan.video_input, session.source)
         check_media(plan.stages)
+        for stage in plan.stages:
+            if stage.upsample and plan.spatial_upscaler is not None:
+                check_upsampler_file(plan.spatial_upscaler, stage.upsample)
         self.waveform: Waveform | None = None
         if plan.audio_input:
             self.waveform = read_recording(plan.audio_input, plan.shape.seconds)
@@ -188,7 +192,7 @@ class Run:
             return video
         networks = self.networks
         return upsample(
-            video, lambda: networks.load_upsampler(kind), networks.load_statistics, self.session.report
+            video, lambda: networks.load_upsampler(kind, self.plan.spatial_upscaler), networks.load_statistics, self.session.report
         )
 
     def _denoise(

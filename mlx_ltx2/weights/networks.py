@@ -29,6 +29,7 @@ from mlx_ltx2.weights.lora import (
 from mlx_ltx2.weights.lora_keys import read_lora
 from mlx_ltx2.weights.streaming import stream_transformer
 from mlx_ltx2.weights.text_encoder import TextEncoder, TextEncoderInfo, check_text_encoder, load_text_encoder
+from mlx_ltx2.weights.upsampler_file import load_upsampler_file
 
 UPSAMPLERS = {
     "spatial-x2": "spatial_upsampler",
@@ -143,8 +144,9 @@ class Networks:
         stored = self.model.config("transformer").get("quantization") or {}
         return stored_shapes(tensors, stored.get("group_size"))
 
-    def load_upsampler(self, kind: str) -> nn.Module:
-        return self.load(UPSAMPLERS[kind])
+    def load_upsampler(self, kind: str, path: str | None = None) -> nn.Module:
+        """path: an official file to use instead of the model's own upsampler."""
+        return self.load(UPSAMPLERS[kind]) if path is None else load_upsampler_file(path, kind, self.dtype)
 
     def load_statistics(self) -> PerChannelStatistics:
         """The video VAE's channel statistics by themselves."""
