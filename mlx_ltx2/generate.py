@@ -142,12 +142,12 @@ class LTX2Pipeline:
         plan = self.plan(prompt, **options)
         noise = first_noise(latents, audio_latents)
         shown = make_progress(progress) if isinstance(progress, str) else progress or SilentProgress()
-        earlier = options.get("video")
+        earlier = next((value for value in options.values() if isinstance(value, Clip)), None)
         session = Session(
             shown,
             callback=callback,
             noise={0: noise} if noise else {},
-            source=earlier if isinstance(earlier, Clip) else None,
+            source=earlier,
         )
         return self.execute(plan, Output(path=None if output is None else Path(output)), session, output_type)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_ltx2.diffusion.guidance import GuidanceParams
+from mlx_ltx2.diffusion.guidance import OFF, GuidanceParams
 from mlx_ltx2.shapes import AudioScale, VideoScale, VideoShape
 from mlx_ltx2.stages.plan import EnhanceUse, Sizes, SourceUse, StagePlan
 
@@ -112,7 +112,7 @@ def _describe_stage(number: int, stage: StagePlan, video: VideoScale, audio: Aud
         f"          sigmas {' '.join(f'{s:.6g}' for s in stage.sigmas)}",
     ]
     for name, stream in (("video", stage.video), ("audio", stage.audio)):
-        if stream and stream.guidance:
+        if stream and stream.guidance and stream.guidance != OFF:
             lines.append(f"          {name} guidance {_describe_guidance(stream.guidance)}")
     lines += [
         f"          image {i.path} at frame {i.frame}, strength {i.strength:g}, {i.mode}"

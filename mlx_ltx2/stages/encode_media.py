@@ -133,7 +133,7 @@ def encode_video_inputs(
     ):
 
         def encoded(pixels: np.ndarray) -> mx.array:
-            latent = encoder(mx.array(pixels[None]))
+            latent = encoder(mx.array(pixels[None]))  # noqa: F821 - deleted after the last call only
             mx.eval(latent)
             advance(1)
             return latent

@@ -77,9 +77,12 @@ def test_length_is_limited_and_the_turn_can_end(gemma, monkeypatch) -> None:
 def test_instructions_differ_for_an_image_and_that_nobody_looks_is_said(gemma, monkeypatch) -> None:
     asked = []
     chat = type(gemma.tokenizer).chat
-    monkeypatch.setattr(
-        type(gemma.tokenizer), "chat", lambda self, system, user: asked.append((system, user)) or chat(self, system, user)
-    )
+
+    def noted(self, system, user):
+        asked.append((system, user))
+        return chat(self, system, user)
+
+    monkeypatch.setattr(type(gemma.tokenizer), "chat", noted)
     notes = Notes()
     written(gemma, max_tokens=2, progress=notes)
     assert not notes.said or "stays as it is" in notes.said[0]

@@ -100,7 +100,7 @@ def test_only_the_retaken_region_changes(pipe, clip) -> None:
 
 def test_kept_sound_is_copied_packet_by_packet_and_rerun_agrees(pipe, clip, run_cli, tmp_path) -> None:
     out, again = tmp_path / "new.mp4", tmp_path / "again.mp4"
-    code, said, err = run_cli(
+    code, _, err = run_cli(
         "retake", "--model", pipe.networks.model.path, "--video", clip.path, "--start-time", 0, "--end-time", 0.3,
         "--no-retake-audio", "-p", "rain", "-o", out, "--progress", "bar",
     )  # fmt: skip
@@ -280,8 +280,9 @@ def test_unreadable_sources_and_the_source_as_output(pipe, clip, run_cli, tmp_pa
             pipe.plan("x", video=path, start_time=0)
     before = clip.path.read_bytes()
     code, _, err = run_cli(
-        "retake", "--model", pipe.networks.model.path, "--video", clip.path, "--start-time", 0, "-p", "x", "-o", clip.path
-    )
+        "retake", "--model", pipe.networks.model.path, "--video", clip.path, "--start-time", 0, "-p", "x",
+        "-o", clip.path,
+    )  # fmt: skip
     assert code == 2 and "is the source clip itself" in err
     assert clip.path.read_bytes() == before
 

@@ -88,8 +88,9 @@ def test_refining_follows_prompt_and_seed(tiny_model, tmp_path) -> None:
 def test_the_command_of_the_peer_refines(video, tiny_model, run_cli, tmp_path) -> None:
     out = tmp_path / "upscaled.mp4"
     code, _, err = run_cli(
-        "upscale", "--input", video, "--output", out, "--refine", "--prompt", "A cinematic scene", "--model", tiny_model()
-    )
+        "upscale", "--input", video, "--output", out, "--refine", "--prompt", "A cinematic scene",
+        "--model", tiny_model(),
+    )  # fmt: skip
     assert code == 0, err
     assert probe(out).width == 128 and packets(out) == packets(video)
 
