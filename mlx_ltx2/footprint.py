@@ -1,0 +1,417 @@
+"""Peak memory of an array function, from its graph alone: nothing is evaluated and no weight is read.
+
+The function runs once on arrays that only have shapes; the graph that results is walked in MLX's own order of
+evaluation, and every buffer is counted from the primitive that allocates it to the last one that reads it. Views share
+their source's buffer and elementwise primitives write into an input that nobody else needs, as in MLX.
+Source of the rules: mlx 0.32, `eval_impl` and the allocation rules of its primitives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+WIDTH = 20
+"""How many pending arrays MLX keeps side by side before it follows one branch to its end (MLX_BFS_MAX_WIDTH)."""
+
+RUN_AHEAD = {mx.cpu: 100, mx.gpu: 10}
+"""Primitives that MLX allocates for before the buffers of earlier ones come back: 10 tasks, of 10 primitives each on the
+CPU; on Metal a command buffer of large arrays holds one."""
+
+_VIEWS = {"Broadcast", "Transpose", "Slice", "ExpandDims", "Squeeze", "StopGradient", "Split", "View", "Depends"}
+_RESHAPES = {"Reshape", "Flatten", "Unflatten"}
+_ELEMENTWISE = {
+    "Abs", "Add", "ArcCos", "ArcSin", "ArcTan", "AsType", "Ceil", "Cos", "Cosh", "Divide", "Equal", "Erf", "Exp",
+    "Expm1", "Floor", "Full", "Greater", "GreaterEqual", "Less", "LessEqual", "Log", "Log1p", "LogicalAnd", "LogicalNot",
+    "LogicalOr", "Maximum", "Minimum", "Multiply", "Negative", "NotEqual", "Power", "Remainder", "Round", "Rsqrt",
+    "Select", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Square", "Subtract", "Tan", "Tanh", "Compiled", "Softmax",
+    "RMSNorm", "LayerNorm", "LogSumExp", "BitwiseBinary",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Node:
+    """One primitive. outputs: (name, shape, dtype)."""
+
+    name: str
+    arguments: Sequence[Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[tuple[str, tuple[int, ...], mx.Dtype], ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """inputs: arrays that exist before; constants: small ones that the function made on the host."""
+
+    nodes: Sequence[Node]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    shapes: dict[str, tuple[tuple[int, ...], mx.Dtype]] = field(repr=False)
+
+
+def trace(function: Callable[..., Any], *arrays: mx.array) -> Graph:
+    """The graph of function(*arrays); the arrays need no data."""
+    found: list[dict[str, Any]] = []
+
+    def flat(*given: mx.array) -> list[mx.array]:
+        result: Any = tree_flatten(function(*given))
+        return [array for _, array in result if isinstance(array, mx.array)]
+
+    with _marked_compiled():
+        mx.export_function(found.append, flat, *arrays)
+    nodes, inputs, outputs = [], [], []
+    shapes = {}
+    for entry in found:
+        if entry["type"] == "inputs":
+            inputs = [name for name, _, _ in entry["inputs"]]
+            shapes |= {name: (tuple(shape), dtype) for name, shape, dtype in entry["inputs"]}
+        elif entry["type"] == "outputs":
+            outputs = [name for name, _, _ in entry["outputs"]]
+        elif entry["type"] == "constants":
+            shapes |= {name: (tuple(array.shape), array.dtype) for name, array in entry["constants"]}
+            inputs = [*inputs, *(name for name, _ in entry["constants"])]
+        elif entry["type"] == "primitive":
+            made = tuple((name, tuple(shape), dtype) for name, shape, dtype in entry["outputs"])
+            shapes |= {name: (shape, dtype) for name, shape, dtype in made}
+            nodes.append(Node(entry["name"], entry["arguments"], tuple(n for n, _, _ in entry["inputs"]), made))
+    return Graph(_fused(nodes), inputs, outputs, shapes)
+
+
+@contextlib.contextmanager
+def _marked_compiled() -> Iterator[None]:
+    """Compiled functions are traced through; marks at their ends say which primitives will be one kernel."""
+    kind = type(mx.compile(lambda x: x))
+    changed: list[tuple[Any, str, Any]] = []
+
+    def marked(original: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            args = tuple(mx.stop_gradient(a) if isinstance(a, mx.array) else a for a in args)
+            result = original(*args, **kwargs)
+            if isinstance(result, mx.array):
+                return mx.stop_gradient(result)
+            return type(result)(mx.stop_gradient(r) for r in result)
+
+        return call
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("mlx_ltx2.models", "mlx.nn")):
+            for attribute, value in list(vars(module).items()):
+                if type(value) is kind:
+                    changed.append((module, attribute, value))
+                    setattr(module, attribute, marked(value))
+    try:
+        yield
+    finally:
+        for module, attribute, value in changed:
+            setattr(module, attribute, value)
+
+
+def _fused(nodes: Sequence[Node]) -> list[Node]:
+    """Elementwise primitives between two marks as one node."""
+    makers = {name: node for node in nodes for name, _, _ in node.outputs}
+    inside: dict[int, Node] = {}
+    for node in nodes:
+        if node.name != "StopGradient" or not (last := makers.get(node.inputs[0])) or last.name not in _ELEMENTWISE:
+            continue
+        sources: dict[str, None] = {}
+        pending, fused = [last], {}
+        while pending:
+            at = pending.pop()
+            if id(at) in fused:
+                continue
+            fused[id(at)] = at
+            for name in at.inputs:
+                maker = makers.get(name)
+                if maker is not None and (maker.name in _ELEMENTWISE or maker.name == "Broadcast"):
+                    pending.append(maker)
+                else:
+                    sources[name] = None
+        inside[id(last)] = Node("Compiled", (), tuple(sources), last.outputs)
+    return [inside.get(id(node), node) for node in nodes]
+
+
+def _contiguous(shape: tuple[int, ...]) -> np.ndarray:
+    strides, step = [], 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return np.lib.stride_tricks.as_strided(np.empty(1, np.uint8), shape, strides[::-1])
+
+
+def _is_contiguous(view: np.ndarray) -> bool:
+    return bool(view.flags.c_contiguous)
+
+
+@dataclass
+class _Buffer:
+    nbytes: int
+    readers: int = 0
+    held: bool = False
+
+
+class Walk:
+    """Counts live bytes while a graph is walked in MLX's order.
+
+    run_ahead: how many primitives later a buffer comes back than it could. extra: bytes that a primitive uses while it
+    runs, beyond inputs and outputs.
+    """
+
+    def __init__(self, graph: Graph, run_ahead: int, device: mx.Device | mx.DeviceType = mx.cpu, offset: int = 0):
+        self.graph = graph
+        self.run_ahead = run_ahead
+        self.device = device
+        self.live = 0
+        self.peak = 0
+        self.result = 0
+        self._buffers: dict[str, _Buffer] = {}
+        self._views: dict[str, np.ndarray] = {}
+        self._freed: deque[tuple[int, int]] = deque()
+        self._clock = offset
+
+    def run(self) -> Walk:
+        """Walk the graph once; afterwards `peak` and `result` (bytes of the outputs) are known."""
+        graph = self.graph
+        makers = {name: node for node in graph.nodes for name, _, _ in node.outputs}
+        order = _order(graph.outputs, makers)
+        for name in graph.inputs:
+            self._buffers[name] = _Buffer(0, held=True)
+            self._views[name] = _contiguous(graph.shapes[name][0])
+        self._readers: dict[str, int] = {}
+        for node in order:
+            for name in node.inputs:
+                self._readers[name] = self._readers.get(name, 0) + 1
+        for name in graph.outputs:
+            self._readers[name] = self._readers.get(name, 0) + 1
+        for node in order:
+            self._step(node)
+        kept = {id(self._buffers[name]): self._buffers[name].nbytes for name in graph.outputs}
+        self.result = sum(kept.values())
+        return self
+
+    def _alloc(self, nbytes: int) -> _Buffer:
+        while self._freed and self._freed[0][0] // self.run_ahead < self._clock // self.run_ahead:
+            self.live -= self._freed.popleft()[1]
+        self.live += nbytes
+        self.peak = max(self.peak, self.live)
+        return _Buffer(nbytes)
+
+    def _drop(self, buffer: _Buffer) -> None:
+        buffer.readers -= 1
+        if buffer.readers == 0 and not buffer.held:
+            self._freed.append((self._clock, buffer.nbytes))
+            buffer.nbytes = 0
+
+    def _temporary(self, nbytes: int) -> None:
+        if nbytes:
+            self._alloc(nbytes)
+            self._freed.append((self._clock, nbytes))
+
+    def _step(self, node: Node) -> None:
+        view_of = self._view(node)
+        if view_of is None:
+            self._clock += 1
+            buffers = self._compute(node)
+        else:
+            buffers = [self._buffers[node.inputs[0]]] * len(node.outputs)
+        for (name, shape, _), buffer, view in zip(
+            node.outputs, buffers, view_of or [None] * len(node.outputs), strict=True
+        ):
+            self._buffers[name] = buffer
+            self._views[name] = _contiguous(shape) if view is None else view
+            buffer.readers += self._readers.get(name, 0)
+        for name in node.inputs:
+            self._drop(self._buffers[name])
+
+    def _compute(self, node: Node) -> list[_Buffer]:
+        shapes = self.graph.shapes
+        extra, kernels = _workspace(node, shapes, self._views, self.device)
+        self._temporary(extra)
+        self._clock += kernels - 1
+        made = []
+        for name, shape, dtype in node.outputs:
+            nbytes = math.prod(shape) * dtype.size
+            taken = self._donor(node, nbytes, dtype) if node.name in _ELEMENTWISE else None
+            if taken is not None:
+                taken.readers += 0
+                made.append(taken)
+                continue
+            if node.name == "SliceUpdate" and (first := self._free_input(node.inputs[0])) is not None:
+                made.append(first)
+                continue
+            made.append(self._alloc(nbytes))
+        return made
+
+    def _free_input(self, name: str) -> _Buffer | None:
+        buffer = self._buffers[name]
+        return buffer if buffer.readers == 1 and not buffer.held and buffer.nbytes else None
+
+    def _donor(self, node: Node, nbytes: int, dtype: mx.Dtype) -> _Buffer | None:
+        for name in node.inputs:
+            buffer = self._free_input(name)
+            view = self._views[name]
+            same_item = self.graph.shapes[name][1].size == dtype.size
+            if buffer is not None and same_item and buffer.nbytes <= nbytes + 16384 and buffer.nbytes >= nbytes:
+                if node.name in ("Softmax", "RMSNorm", "LayerNorm", "Compiled") and not _is_contiguous(view):
+                    continue
+                return buffer
+        return None
+
+    def _view(self, node: Node) -> list[np.ndarray] | None:
+        """Views of the first input if the primitive only makes those."""
+        if node.name in _RESHAPES:
+            source = self._views[node.inputs[0]].view()
+            try:
+                source.shape = node.outputs[0][1]
+            except AttributeError:
+                return None
+            return [source]
+        if node.name == "AsType" and self.graph.shapes[node.inputs[0]][1] == node.outputs[0][2]:
+            return [self._views[node.inputs[0]]]
+        if node.name not in _VIEWS:
+            return None
+        source = self._views[node.inputs[0]]
+        if node.name == "Transpose":
+            return [source.transpose(node.arguments[0])]
+        if node.name == "Broadcast":
+            return [np.broadcast_to(source, node.outputs[0][1])]
+        if node.name == "Slice":
+            starts, ends, steps = node.arguments
+            return [source[tuple(slice(*s) for s in zip(starts, ends, steps, strict=True))]]
+        if node.name == "Split":
+            return self._split(source, node)
+        if node.name == "StopGradient":
+            return [source]
+        if node.name == "View" and node.outputs[0][1] != source.shape:
+            return [_contiguous(node.outputs[0][1])]
+        return [_reshaped(source, node.outputs[0][1])]
+
+    def _split(self, source: np.ndarray, node: Node) -> list[np.ndarray]:
+        axis = int(node.arguments[-1])
+        views, start = [], 0
+        for _, shape, _ in node.outputs:
+            index = [slice(None)] * source.ndim
+            index[axis] = slice(start, start + shape[axis])
+            start += shape[axis]
+            views.append(source[tuple(index)])
+        return views
+
+
+def _reshaped(source: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    view = source.view()
+    try:
+        view.shape = shape
+    except AttributeError:
+        return _contiguous(shape)
+    return view
+
+
+def _order(outputs: Sequence[str], makers: dict[str, Node]) -> list[Node]:
+    """Nodes in the order in which MLX evaluates them: widths first up to a limit, then reversed."""
+    degree: dict[int, int] = {}
+    stack = [makers[name] for name in dict.fromkeys(outputs) if name in makers]
+    seen: set[int] = set()
+    for name in outputs:
+        if name in makers:
+            degree[id(makers[name])] = degree.get(id(makers[name]), 0) + 1
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        for name in node.inputs:
+            if name in makers:
+                maker = makers[name]
+                degree[id(maker)] = degree.get(id(maker), 0) + 1
+                stack.append(maker)
+    tape: list[Node] = [Node("Synchronizer", (), tuple(outputs), ())]
+    later: list[tuple[Node, int]] = []
+    place = 0
+    while place < len(tape) or later:
+        if place >= len(tape):
+            node, first = later.pop()
+        else:
+            node, first = tape[place], 0
+            place += 1
+        for index in range(first, len(node.inputs)):
+            maker = makers.get(node.inputs[index])
+            if maker is None or degree.get(id(maker), 0) <= 0:
+                continue
+            if len(tape) - place >= WIDTH:
+                later.append((node, index))
+                break
+            degree[id(maker)] -= 1
+            if degree[id(maker)] == 0:
+                tape.append(maker)
+    return tape[:0:-1]
+
+
+def _workspace(
+    node: Node,
+    shapes: dict[str, tuple[tuple[int, ...], mx.Dtype]],
+    views: dict[str, np.ndarray],
+    device: mx.Device | mx.DeviceType,
+) -> tuple[int, int]:
+    """Bytes that a primitive needs for itself while it runs, and how many kernels it is."""
+    if node.name in ("Matmul", "AddMM"):
+        copies = [_copied(name, shapes, views) for name in node.inputs[:2]]
+        return sum(copies), 1 + sum(c > 0 for c in copies) + (node.name == "AddMM")
+    if node.name == "Convolution" and device == mx.cpu:
+        return _unfolded(node, shapes)
+    return 0, {"Concatenate": len(node.inputs), "Pad": 2}.get(node.name, 1)
+
+
+def _copied(name: str, shapes: dict[str, Any], views: dict[str, np.ndarray]) -> int:
+    """A matrix that is neither stored by rows nor by columns is copied first."""
+    shape, dtype = shapes[name]
+    view = views[name]
+    if view.ndim < 2 or _is_contiguous(view):
+        return 0
+    rows, columns = view.strides[-2:]
+    if (columns == 1 and rows >= shape[-1]) or (rows == 1 and columns >= shape[-2]):
+        return 0
+    return math.prod(shape) * dtype.size
+
+
+def _unfolded(node: Node, shapes: dict[str, Any]) -> tuple[int, int]:
+    """Without dilation the CPU pads the input, copies every window of it side by side, and multiplies, all in float32."""
+    (source, dtype), (weight, _) = (shapes[name] for name in node.inputs[:2])
+    _, low, high, dilation, input_dilation, groups, flipped = node.arguments
+    spatial = len(source) - 2
+    if flipped or {*dilation, *input_dilation} != {1} or (groups > 1 and spatial > 1):
+        return 0, 1
+    output = node.outputs[0][1]
+    edges = [low[i] + high[i] for i in range(spatial)]
+    padded = source[0] * math.prod(n + e for n, e in zip(source[1:-1], edges, strict=True)) * source[-1]
+    windows = math.prod(output[:-1]) * math.prod(weight[1:-1]) * source[-1]
+    if dtype == mx.float32:
+        return 4 * (padded + windows), 4
+    return 4 * (padded + windows + math.prod(weight) + math.prod(output)), 6
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """peak: highest bytes beyond the inputs. result: bytes that stay, the outputs."""
+
+    peak: int
+    result: int
+
+
+def footprint(
+    function: Callable[..., Any],
+    *arrays: mx.array,
+    run_ahead: int | None = None,
+    device: mx.Device | mx.DeviceType | None = None,
+) -> Footprint:
+    """Peak of mx.eval(function(*arrays)) beyond the arrays themselves; nothing is evaluated."""
+    kind = (device or mx.default_device()).type if isinstance(device or mx.default_device(), mx.Device) else device
+    walk = Walk(trace(function, *arrays), RUN_AHEAD[kind] if run_ahead is None else run_ahead, kind).run()
+    return Footprint(walk.peak, walk.result)
