@@ -9,7 +9,6 @@ noise is taken from this package's `NoiseSource`.
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 import json
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from ltx_core.components.noisers import GaussianNoiser
 from ltx_core.model.audio_vae import AudioDecoderConfigurator, AudioEncoderConfigurator, VocoderConfigurator
 from ltx_core.model.transformer import LTXModelConfigurator
 from ltx_core.model.upsampler import LatentUpsamplerConfigurator
@@ -30,16 +28,24 @@ from ltx_core.text_encoders.gemma import EmbeddingsProcessorConfigurator, GemmaT
 from ltx_core.text_encoders.gemma.encoders import encoder_configurator
 from ltx_core.text_encoders.gemma.tokenizer import LTXVGemmaTokenizer
 from ltx_pipelines.utils import model_ledger, samplers
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 import tests.parity.conftest  # noqa: F401  (stands in for torchaudio)
-from mlx_ltx2.demo.tiny import TEXT_LAYERS, TEXT_WIDTH, random_values, tiny_config, upsampler_configs
 from mlx_ltx2.demo.tiny_gemma import write_tiny_gemma
-from mlx_ltx2.diffusion.noise import NoiseSource
+from tests.cases.trajectories import (
+    LORA_RANK,
+    TEXT_LAYERS,
+    TEXT_WIDTH,
+    Shapes,
+    config,
+    drawn,
+    file_name,
+    lora_shapes,
+    upsampler,
+)
+from tests.parity.official_noise import Noise, channels_last
 
 ORACLE = "ltx-pipelines 1.0.0"
-LATENT_CHANNELS = 128
-LORA_RANK = 4
 CPU = torch.device("cpu")
 
 _COMPONENTS: dict[Any, dict[str, str]] = {
@@ -80,31 +86,13 @@ def tiny_gemma_shape() -> Any:
     return SimpleNamespace(text_config=SimpleNamespace(hidden_size=TEXT_WIDTH, num_hidden_layers=TEXT_LAYERS))
 
 
-def official_config(generation: str, variant: str) -> dict[str, Any]:
-    """A small config within what the official code can be.
-
-    Its pipelines know only 128 latent channels, its video encoder starts as wide as the latents, and its audio statistics
-    are as many as the audio autoencoder is wide.
-    """
-    config = copy.deepcopy(tiny_config(generation, variant))
-    config["transformer"].update(in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS)
-    vae, audio = config["vae"], config["audio_vae"]["model"]["params"]["ddconfig"]
-    vae["latent_channels"] = LATENT_CHANNELS
-    vae.pop("encoder_base_channels", None)
-    for _, block in vae["encoder_blocks"]:
-        if "multiplier" in block:
-            block["multiplier"] = 1
-    audio.update(ch=128, ch_mult=[1, 1, 1], num_res_blocks=1)
-    return config
-
-
-def official_shapes(configurator: Any, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def official_shapes(configurator: Any, sections: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """File name -> shape of every tensor that the official module of a configurator holds."""
     with (
         torch.device("meta"),
         patch.object(encoder_configurator, "GEMMA3_CONFIG_FOR_LTX", tiny_gemma_shape()),
     ):
-        module = configurator.from_config(config)
+        module = configurator.from_config(sections)
     prefixes = _COMPONENTS.get(configurator, {"": ""})
     shapes = {}
     for name, tensor in module.state_dict().items():
@@ -113,46 +101,26 @@ def official_shapes(configurator: Any, config: dict[str, Any]) -> dict[str, tupl
     return shapes
 
 
-def write_official(folder: Path, generation: str, variant: str = "distilled", seed: int = 0) -> Files:
+def write_official(folder: Path, generation: str, variant: str = "distilled") -> Files:
     """A monolithic checkpoint with the names and shapes of the official modules, an upsampler and a Gemma folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = official_config(generation, variant)
+    sections = config(generation, variant)
     shapes: dict[str, tuple[int, ...]] = {}
     for configurator in _COMPONENTS:
-        shapes |= official_shapes(configurator, config)
-    size = "2.3-22b" if generation == "2.3" else "2-19b"
-    checkpoint = folder / f"ltx-{size}-{variant}.safetensors"
-    _save(checkpoint, shapes, config, seed, {"model_version": f"{generation}.0"})
-    name, flat = next((n, c) for n, c in upsampler_configs(generation).items() if "spatial-upscaler-x2" in n)
-    flat = {**flat, "in_channels": LATENT_CHANNELS}
-    upsampler = folder / f"{name}.safetensors"
-    _save(upsampler, official_shapes(LatentUpsamplerConfigurator, flat), flat, seed, {})
-    gemma = write_tiny_gemma(
-        folder / "gemma-3-tiny", width=TEXT_WIDTH, layers=TEXT_LAYERS, seed=seed, dtype="F32"
-    )
-    lora = folder / f"ltx-{size}-distilled-lora-{LORA_RANK}.safetensors"
-    save_file(_lora(shapes, seed), str(lora))
-    return Files(folder, checkpoint, upsampler, gemma, lora)
+        shapes |= official_shapes(configurator, sections)
+    checkpoint = folder / file_name(generation, variant)
+    _save(checkpoint, shapes, {"config": json.dumps(sections), "model_version": f"{generation}.0"})
+    name, flat = upsampler(generation)
+    larger = folder / f"{name}.safetensors"
+    _save(larger, official_shapes(LatentUpsamplerConfigurator, flat), {"config": json.dumps(flat)})
+    gemma = write_tiny_gemma(folder / "gemma-3-tiny", width=TEXT_WIDTH, layers=TEXT_LAYERS, dtype="F32")
+    lora = folder / file_name(generation, f"distilled-lora-{LORA_RANK}")
+    _save(lora, lora_shapes(shapes), {})
+    return Files(folder, checkpoint, larger, gemma, lora)
 
 
-def _lora(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, torch.Tensor]:
-    """Low-rank changes of every projection of every block, named as the official LoRAs are."""
-    factors = {}
-    for name, shape in shapes.items():
-        if ".transformer_blocks." in name and name.endswith(".weight") and len(shape) == 2:
-            path = name.removeprefix("model.").removesuffix(".weight")
-            factors[f"{path}.lora_A.weight"] = (LORA_RANK, shape[1])
-            factors[f"{path}.lora_B.weight"] = (shape[0], LORA_RANK)
-    return {name: torch.from_numpy(random_values(name, shape, seed)) for name, shape in factors.items()}
-
-
-def _save(
-    path: Path, shapes: dict[str, Any], config: dict[str, Any], seed: int, metadata: dict[str, str]
-) -> None:
-    tensors = {
-        name: torch.from_numpy(np.array(random_values(name, shape, seed))) for name, shape in shapes.items()
-    }
-    save_file(tensors, str(path), metadata={"config": json.dumps(config), **metadata})
+def _save(path: Path, shapes: Shapes, metadata: dict[str, str]) -> None:
+    save_file(drawn(shapes), str(path), metadata=metadata)
 
 
 @dataclass
@@ -169,52 +137,6 @@ class Result:
     frames: np.ndarray | None = None
     samples: np.ndarray | None = None
     rate_hz: int | None = None
-
-
-def channels_last(x: torch.Tensor) -> np.ndarray:
-    order = (0, 2, 3, 4, 1) if x.ndim == 5 else (0, 2, 3, 1)
-    return np.ascontiguousarray(x.detach().numpy().transpose(order))
-
-
-class Noise:
-    """The noise of one run, handed out in the order in which the official code asks for it.
-
-    A stage noises video first, then audio. res_2s asks per step for video and audio at the midpoint, then at its end.
-    """
-
-    def __init__(self, seed: int, stages: int) -> None:
-        self.seed, self.stages = seed, stages
-        self.started = 0
-
-    def noiser(self, **_: Any) -> Callable[..., Any]:
-        def noise_state(state: Any, noise_scale: float = 1.0) -> Any:
-            stage, stream = divmod(self.started, 2)
-            self.started += 1
-            drawn = NoiseSource(self.seed, stage).normal(
-                ("video", "audio")[stream], tuple(state.latent.shape)
-            )
-            with patch.object(torch, "randn", lambda *_a, **_k: torch.from_numpy(drawn)):
-                return GaussianNoiser(torch.Generator())(state, noise_scale)
-
-        return noise_state
-
-    def steps(self) -> Callable[..., torch.Tensor]:
-        """A `new_noise_fn` for the stage that was noised last."""
-        source = NoiseSource(self.seed, self.started // 2 - 1)
-        asked = 0
-
-        def fresh(x: torch.Tensor, _generator: Any) -> torch.Tensor:
-            nonlocal asked
-            step, place = divmod(asked, 4)
-            asked += 1
-            stream, modality = ("substep", "step")[place // 2], ("video", "audio")[place % 2]
-            return torch.from_numpy(source.normalized(modality, tuple(x.shape), stream, step)).double()
-
-        return fresh
-
-    def decoder(self, shape: torch.Size) -> torch.Tensor:
-        drawn = NoiseSource(self.seed, self.stages).normal("video", (1, *shape[2:], shape[1]), "decoder")
-        return torch.from_numpy(np.ascontiguousarray(drawn.transpose(0, 4, 1, 2, 3)))
 
 
 def _text_encoder(ledger: Any) -> GemmaTextEncoder:

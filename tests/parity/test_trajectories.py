@@ -12,11 +12,11 @@ import torch
 from ltx_core.components.guiders import MultiModalGuiderParams
 
 from tests.cases import relative_error
+from tests.cases.trajectories import AUDIO_GUIDANCE, NEGATIVE, PROMPT, VIDEO_GUIDANCE, guidance_options
 from tests.parity.official import ORACLE, run_official
-from tests.parity.trajectories import BOUND, PROMPT, Model, model, run_ours, worst
+from tests.parity.trajectories import BOUND, Model, model, run_ours, worst
 
 DISTILLED = "distilled.DistilledPipeline"
-NEGATIVE = "blurry, noisy, a voice that stutters"
 
 
 def distilled_files(kind: Model) -> dict:
@@ -132,35 +132,15 @@ def test_video_only(generation: str, table, monkeypatch: pytest.MonkeyPatch) -> 
     table("trajectory: distilled, no audio", generation, ORACLE, worst(ours, official, audio=False), BOUND)
 
 
-def guidance(**changes) -> tuple[dict, dict]:
-    """Guidance of both streams in both spellings, all kinds on."""
-    video = {"cfg": 3.0, "stg": 1.0, "modality": 3.0, "rescale": 0.7, "blocks": [1], "skip": 0}
-    audio = {**video, "cfg": 7.0, "blocks": [0]}
-    video |= changes.get("video", {})
-    audio |= changes.get("audio", {})
-
-    def params(g: dict) -> MultiModalGuiderParams:
-        return MultiModalGuiderParams(
-            cfg_scale=g["cfg"],
-            stg_scale=g["stg"],
-            stg_blocks=g["blocks"],
-            rescale_scale=g["rescale"],
-            modality_scale=g["modality"],
-            skip_step=g["skip"],
-        )
-
-    def fields(prefix: str, g: dict) -> dict:
-        names = {
-            "cfg_scale": "cfg",
-            "cfg_rescale": "rescale",
-            "stg_scale": "stg",
-            "modality_scale": "modality",
-        }
-        names |= {"stg_blocks": "blocks", "skip_step": "skip"}
-        return {f"{prefix}{name}": g[key] for name, key in names.items()}
-
-    theirs = {"video_guider_params": params(video), "audio_guider_params": params(audio)}
-    return theirs, {**fields("", video), **fields("audio_", audio)}
+def guidance(video: dict | None = None, audio: dict | None = None) -> tuple[dict, dict]:
+    """Guidance of both streams in both spellings: every kind on, but for the changes given."""
+    settings = {**VIDEO_GUIDANCE, **(video or {})}, {**AUDIO_GUIDANCE, **(audio or {})}
+    params = [
+        MultiModalGuiderParams(g["cfg"], g["stg"], g["blocks"], g["rescale"], g["modality"], g["skip"])
+        for g in settings
+    ]
+    theirs = {"video_guider_params": params[0], "audio_guider_params": params[1]}
+    return theirs, guidance_options(*settings)
 
 
 GUIDED = [

@@ -13,31 +13,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from ltx_core.loader import LTXV_LORA_COMFY_RENAMING_MAP, LoraPathStrengthAndSDOps
 from ltx_pipelines.utils.args import ImageConditioningInput
 from ltx_pipelines.utils.model_ledger import ModelLedger
-from PIL import Image
 
 from mlx_ltx2.diffusion.conditioning import Keyframe
-from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.stages import encode_media
-from mlx_ltx2.states import Waveform
 from tests.cases import relative_error
+from tests.cases.trajectories import NEGATIVE, NO_STG, PROMPT, picture, reference_clip, sound
 from tests.parity.official import ORACLE, run_official
-from tests.parity.test_trajectories import DISTILLED, NEGATIVE, distilled_files, guidance, size
-from tests.parity.trajectories import BOUND, PROMPT, model, run_ours, worst
+from tests.parity.test_trajectories import DISTILLED, distilled_files, guidance, size
+from tests.parity.trajectories import BOUND, model, run_ours, worst
 
 OLD = "1.0.0"
-
-
-def picture(path: Path, seed: int, height: int = 70, width: int = 90) -> str:
-    """A smooth random picture; neither its size nor its shape is the clip's."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
-    return str(path)
 
 
 def images(folder: Path, *frames_and_strengths: tuple[int, float]) -> tuple[list, list]:
@@ -126,7 +116,7 @@ def test_hq(generation: str, table, tmp_path: Path) -> None:
     kind = model(generation, "dev")
     theirs, mine = size(64, 128, 9, 24.0)
     theirs["images"], uses = images(tmp_path, (0, 1.0))
-    guided, ours_guided = guidance(video={"stg": 0.0, "blocks": []}, audio={"stg": 0.0, "blocks": []})
+    guided, ours_guided = guidance(video=NO_STG, audio=NO_STG)
     call = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 4, **theirs, **guided}
     strengths = {"distilled_lora_strength_stage_1": 0.25, "distilled_lora_strength_stage_2": 0.5}
     files = {**two_stage_files(kind), **strengths}
@@ -166,13 +156,11 @@ def test_given_sound(generation: str, table, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ModelLedger, "transformer", _silent_sigma(ModelLedger.transformer))
     theirs, mine = size(64, 128, 9, 24.0)
     theirs["images"], uses = images(tmp_path, (0, 1.0))
-    rng = np.random.default_rng(5)
-    wav = tmp_path / "sound.wav"
-    write_wav(wav, Waveform((0.2 * rng.standard_normal((16000, 2))).astype(np.float32), 16000))
+    wav = sound(tmp_path / "sound.wav")
     guided, ours_guided = guidance()
     guided.pop("audio_guider_params")
     call = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 3, **theirs, **guided}
-    call["audio_path"] = str(wav)
+    call["audio_path"] = wav
     official = run_official("a2vid_two_stage.A2VidPipelineTwoStage", two_stage_files(kind), call)
     ours = run_ours(
         kind.pipeline(cross_modulation=OLD),
@@ -180,25 +168,11 @@ def test_given_sound(generation: str, table, tmp_path: Path, monkeypatch: pytest
         negative_prompt=NEGATIVE,
         steps=3,
         images=uses,
-        audio_file=str(wav),
+        audio_file=wav,
         **mine,
         **ours_guided,
     )
     table("trajectory: given sound", generation, ORACLE, worst(ours, official, audio=False), BOUND)
-
-
-def reference_clip(path: Path, frames: int, height: int, width: int) -> str:
-    """A clip that survives its codec exactly, so that both readers see the same pixels."""
-    rng = np.random.default_rng(7)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=24)
-        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
-        for _ in range(frames):
-            coarse = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(smooth, format="rgb24")))
-        container.mux(stream.encode())
-    return str(path)
 
 
 REFERENCES = [("2.0", 1, 1.0, 1.0, False), ("2.3", 1, 1.0, 0.6, True), ("2.3", 2, 1.0, 0.4, False)]
@@ -218,12 +192,10 @@ def test_reference_video(
     """IC-LoRA conditioning: reference tokens with scaled positions and weighted attention, in the first stage alone."""
     from ltx_pipelines import ic_lora
 
-    from mlx_ltx2.pipelines import parts
-
     kind = model(generation)
     theirs, mine = size(64 * downscale, 128, 9, 24.0)
     theirs["images"], uses = images(tmp_path, (0, 1.0)) if image else ([], [])
-    clip = reference_clip(tmp_path / "reference.mkv", 9, 70, 130)
+    clip = reference_clip(tmp_path / "reference.mkv", 9)
     loader = ic_lora.ICLoraPipeline.__init__
 
     def built(self, **options) -> None:
@@ -234,15 +206,9 @@ def test_reference_video(
     call = {"prompt": PROMPT, "video_conditioning": [(clip, strength)], **theirs}
     call["conditioning_attention_strength"] = attention
     official = run_official("ic_lora.ICLoraPipeline", distilled_files(kind), call)
-
-    found = parts.references
-
-    def scaled(filled, card):
-        return tuple(replace(use, downscale=downscale) for use in found(filled, card))
-
-    monkeypatch.setattr(parts, "references", scaled)
     ours = run_ours(
         kind.pipeline(cross_modulation=OLD),
+        downscale=downscale,
         pipeline="ic-lora",
         reference=(clip, strength),
         attention_strength=attention,

@@ -13,15 +13,14 @@ import numpy as np
 
 from mlx_ltx2.generate import LTX2Pipeline
 from mlx_ltx2.models.transformer import Transformer
-from mlx_ltx2.pipelines.run import Run, Session
 from mlx_ltx2.weights.networks import Networks
 from mlx_ltx2_convert import convert
-from tests.cases import as_numpy, relative_error
+from tests.cases import relative_error
+from tests.cases.trajectories import PROMPT, run_stages
 from tests.parity.official import Files, Result, write_official
 
 BOUND = 1e-4
 gc.freeze()  # both sides collect garbage between stages; torch's own objects need not be walked every time
-PROMPT = "a red kite over a beach, waves breaking"
 
 
 @dataclass(frozen=True)
@@ -67,20 +66,9 @@ class Ours:
     audio: list[np.ndarray]
 
 
-def run_ours(runner: LTX2Pipeline, **options: Any) -> Ours:
-    """The real runner, its latents kept stage by stage."""
-    plan = runner.plan(options.pop("prompt", PROMPT), tiling="none", **options)
-    kept = Ours([], [])
-
-    class Keeping(Run):
-        def _results(self, states, stage):
-            video, audio = super()._results(states, stage)
-            kept.video += [] if video is None else [as_numpy(video)]
-            kept.audio += [] if audio is None else [as_numpy(audio)]
-            return video, audio
-
-    Keeping(plan, runner.networks, Session()).latents()
-    return kept
+def run_ours(runner: LTX2Pipeline, *, prompt: str = PROMPT, downscale: int = 1, **options: Any) -> Ours:
+    video, audio, _ = run_stages(runner, prompt, options, downscale=downscale)
+    return Ours(video, audio)
 
 
 def worst(ours: Ours, official: Result, *, audio: bool = True) -> float:
