@@ -81,12 +81,17 @@ def over_tokens(
         return function(*tokens, *(row[0][index] for row in rows))
     if levels.runs is None:
         return function(*tokens, *rows)
-    ends = np.cumsum(levels.runs).tolist()
-    pieces = [
-        function(*(t[:, end - length : end] for t in tokens), *(row[:, k : k + 1] for row in rows))
-        for k, (length, end) in enumerate(zip(levels.runs, ends, strict=True))
-    ]
-    return mx.concatenate(pieces, axis=1)
+    # The longest stretch decides for all tokens, the others are written over it: that costs as much as they are long,
+    # where joining all stretches would copy every token.
+    longest = int(np.argmax(levels.runs))
+    out = function(*tokens, *(row[:, longest : longest + 1] for row in rows))
+    start = 0
+    for k, length in enumerate(levels.runs):
+        here = slice(start, start + length)
+        if k != longest:
+            out[:, here] = function(*(t[:, here] for t in tokens), *(row[:, k : k + 1] for row in rows))
+        start += length
+    return out
 
 
 def norm_modulate(x: mx.array, weight: mx.array, shift: mx.array, levels: Levels, eps: float) -> mx.array:
