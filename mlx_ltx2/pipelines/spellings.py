@@ -44,7 +44,7 @@ def translate(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in WITHOUT_EFFECT:
             continue
         if name in ONLY:
-            if value is not None and value != ONLY[name]:
+            if value is not None and not (isinstance(value, int) and value == ONLY[name]):
                 raise RequestError(f"{name} {value!r} is not supported; leave it out.")
         elif name in _RULES:
             ours |= _RULES[name](value, options)

@@ -30,11 +30,15 @@ def encode_text(
     """One context per prompt, in the projections' dtype; equal prompts are encoded once.
 
     Only the real tokens run through the encoder; the projections fill the rest of the context with learned registers.
+    Prompts after the first may be empty: guidance then leads away from the unprompted.
     Raises: RequestError for an empty prompt, WeightsError if encoder and projections do not belong together.
     """
     distinct = list(dict.fromkeys(prompts))
     with phase("text encoder", report), resident(load_encoder) as encoder:
-        tokens = [encoder.tokenize(prompt) for prompt in distinct]
+        tokens = [
+            encoder.tokenizer.nothing() if number and not prompt.strip() else encoder.tokenize(prompt)
+            for number, prompt in enumerate(distinct)
+        ]
         for ids in tokens:
             if ids.cut:
                 progress.note(_cut_note(ids))

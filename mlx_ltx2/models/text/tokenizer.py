@@ -60,6 +60,10 @@ class PromptTokenizer:
         lost = ids[limit:]
         return PromptTokens(tuple(ids[:limit]), len(lost), self.decode_ids(lost) if lost else "")
 
+    def nothing(self) -> PromptTokens:
+        """Tokens of no text at all, for guidance away from the unprompted."""
+        return PromptTokens((self.bos_id,))
+
     def chat(self, system: str, user: str) -> tuple[int, ...]:
         """Ids of Gemma's chat template for one user turn, the model's turn opened. The system text stands in
         front of the user's, since Gemma 3 has no system role."""
