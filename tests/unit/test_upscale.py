@@ -85,16 +85,6 @@ def test_refining_follows_prompt_and_seed(tiny_model, tmp_path) -> None:
         assert not mx.array_equal(one.latents, different.latents)
 
 
-def test_the_command_of_the_peer_refines(video, tiny_model, run_cli, tmp_path) -> None:
-    out = tmp_path / "upscaled.mp4"
-    code, _, err = run_cli(
-        "upscale", "--input", video, "--output", out, "--refine", "--prompt", "A cinematic scene",
-        "--model", tiny_model(),
-    )  # fmt: skip
-    assert code == 0, err
-    assert probe(out).width == 128 and packets(out) == packets(video)
-
-
 @pytest.mark.parametrize("size", [(1, 32, 32), (9, 64, 96), (10, 33, 64), (16, 1, 70)])
 def test_what_is_filled_up_is_cut_away_again(size) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
