@@ -90,6 +90,14 @@ class JsonProgress:
         self._emit(event="note", text=text)
 
 
+class PlainProgress(SilentProgress):
+    """Remarks as lines on stderr and no bars: for logs and pipes."""
+
+    def note(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+
 def make_progress(style: str) -> Progress:
-    """ "bar", "json" or "none"."""
-    return {"bar": TerminalProgress, "json": JsonProgress, "none": SilentProgress}[style]()
+    """ "bar", "json", "plain" or "none"."""
+    styles = {"bar": TerminalProgress, "json": JsonProgress, "plain": PlainProgress, "none": SilentProgress}
+    return styles[style]()

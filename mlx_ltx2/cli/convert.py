@@ -37,7 +37,7 @@ DTYPES = ("bfloat16", "float16", "float32")
 @click.option("--revision", default=None, help="Revision of the hub repo.")
 @click.option("--verify", is_flag=True, help="Read everything again and compare hashes.")
 @click.option("--overwrite", is_flag=True, help="Replace another model in the folder.")
-@click.option("--progress", type=click.Choice(["bar", "json", "none"]), default=None)
+@click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
 def command(
     source: str,

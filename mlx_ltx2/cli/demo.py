@@ -15,7 +15,7 @@ PROMPT = "a red circle moving right"
 @click.option("--prompt", "-p", default=PROMPT, show_default=True, help="What should be seen and heard.")
 @click.option("--output", "-o", default="demo.mp4", show_default=True, help="File to write.")
 @click.option("--seed", "-s", type=int, default=10, show_default=True)
-@click.option("--progress", type=click.Choice(["bar", "json", "none"]), default=None)
+@click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
 def command(prompt: str, output: str, seed: int, progress: str | None, quiet: bool) -> None:
     """Run the whole chain without any download: checkpoint, converter, pipeline, MP4 with sound."""

@@ -21,7 +21,7 @@ from mlx_ltx2.errors import RequestError
 @click.option("--temperature", type=float, default=0.7, show_default=True, help="0 always takes the likeliest word.")
 @click.option("--seed", "-s", type=int, default=10, show_default=True, help="The same seed gives the same text.")
 @click.option("--system-prompt", default=None, metavar="FILE", help="Instructions instead of the built-in ones.")
-@click.option("--progress", type=click.Choice(["bar", "json", "none"]), default=None)
+@click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
 def command(
     prompt: str,

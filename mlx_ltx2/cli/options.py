@@ -221,7 +221,7 @@ output_options = _stack(
 )  # fmt: skip
 
 report_options = _stack(
-    O("--progress", type=click.Choice(["bar", "json", "none"]), default=None, help="bar on a terminal, json for programs."),
+    O("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None, help="bar on a terminal, json for programs."),
     O("--verbose", is_flag=True, help="Show the plan before it runs."),
     O("--quiet", is_flag=True, help="No progress."),
 )  # fmt: skip
@@ -273,4 +273,4 @@ def _with(parts: tuple[Any, ...], place: int, default: Any) -> tuple[Any, ...]:
 def progress_style(progress: str | None, quiet: bool) -> str:
     if quiet:
         return "none"
-    return progress or ("bar" if sys.stderr.isatty() else "none")
+    return progress or ("bar" if sys.stderr.isatty() else "plain")

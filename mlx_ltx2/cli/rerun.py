@@ -17,7 +17,7 @@ from mlx_ltx2.errors import RequestError
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one thing, e.g. seed=7.")
 @click.option("--output", "-o", default=None, help="File to write (default: beside the clip).")
 @click.option("--model", default=None, help="Where the model is now.")
-@click.option("--progress", type=click.Choice(["bar", "json", "none"]), default=None)
+@click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
 def command(
     clip: str,
