@@ -141,8 +141,8 @@ def test_long_prompt_says_what_is_cut(tiny_model, run_cli, here) -> None:
     assert code == 0, err
     note = next(line for line in out.splitlines() if "cut off" in line)
     assert (
-        "the model reads 1024" in note
-        and "the very last words"[-12:] in note.replace("...", "")
+        ("the model reads 1024" in note
+        and "the very last words"[-12:] in note.replace("...", ""))
         or "red" in note
     )
     total = int(note.split("the prompt has ")[1].split()[0])
