@@ -23,18 +23,18 @@ from mlx.utils import tree_flatten
 WIDTH = 20
 """How many pending arrays MLX keeps side by side before it follows one branch to its end (MLX_BFS_MAX_WIDTH)."""
 
-RUN_AHEAD = {mx.cpu: 100, mx.gpu: 10}
-"""Primitives that MLX allocates for before the buffers of earlier ones come back: 10 tasks, of 10 primitives each on the
-CPU; on Metal a command buffer of large arrays holds one."""
+RUN_AHEAD = 10
+"""Kernels that MLX starts before the buffers of earlier ones come back, if it is short of memory: a task of the CPU
+backend is ten kernels, and on Metal ten command buffers may be under way."""
 
 _VIEWS = {"Broadcast", "Transpose", "Slice", "ExpandDims", "Squeeze", "StopGradient", "Split", "View", "Depends"}
 _RESHAPES = {"Reshape", "Flatten", "Unflatten"}
 _ELEMENTWISE = {
     "Abs", "Add", "ArcCos", "ArcSin", "ArcTan", "AsType", "Ceil", "Cos", "Cosh", "Divide", "Equal", "Erf", "Exp",
-    "Expm1", "Floor", "Full", "Greater", "GreaterEqual", "Less", "LessEqual", "Log", "Log1p", "LogicalAnd", "LogicalNot",
-    "LogicalOr", "Maximum", "Minimum", "Multiply", "Negative", "NotEqual", "Power", "Remainder", "Round", "Rsqrt",
-    "Select", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Square", "Subtract", "Tan", "Tanh", "Compiled", "Softmax",
-    "RMSNorm", "LayerNorm", "LogSumExp", "BitwiseBinary",
+    "Expm1", "Floor", "Full", "Greater", "GreaterEqual", "Less", "LessEqual", "Log", "Log1p", "LogicalAnd",
+    "LogicalNot", "LogicalOr", "Maximum", "Minimum", "Multiply", "Negative", "NotEqual", "Power", "Remainder",
+    "Round", "Rsqrt", "Select", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Square", "Subtract", "Tan",
+    "Tanh", "Compiled", "Softmax", "RMSNorm", "LayerNorm", "LogSumExp", "BitwiseBinary",
 }  # fmt: skip
 
 
@@ -161,11 +161,10 @@ class _Buffer:
 class Walk:
     """Counts live bytes while a graph is walked in MLX's order.
 
-    run_ahead: how many primitives later a buffer comes back than it could. extra: bytes that a primitive uses while it
-    runs, beyond inputs and outputs.
+    run_ahead: buffers come back every so many kernels. first: how many kernels of the current task are over already.
     """
 
-    def __init__(self, graph: Graph, run_ahead: int, device: mx.Device | mx.DeviceType = mx.cpu, offset: int = 0):
+    def __init__(self, graph: Graph, run_ahead: int, device: mx.Device, first: int = 0):
         self.graph = graph
         self.run_ahead = run_ahead
         self.device = device
@@ -175,7 +174,7 @@ class Walk:
         self._buffers: dict[str, _Buffer] = {}
         self._views: dict[str, np.ndarray] = {}
         self._freed: deque[tuple[int, int]] = deque()
-        self._clock = offset
+        self._clock = first
 
     def run(self) -> Walk:
         """Walk the graph once; afterwards `peak` and `result` (bytes of the outputs) are known."""
@@ -237,7 +236,7 @@ class Walk:
         self._temporary(extra)
         self._clock += kernels - 1
         made = []
-        for name, shape, dtype in node.outputs:
+        for _, shape, dtype in node.outputs:
             nbytes = math.prod(shape) * dtype.size
             taken = self._donor(node, nbytes, dtype) if node.name in _ELEMENTWISE else None
             if taken is not None:
@@ -358,7 +357,7 @@ def _workspace(
     node: Node,
     shapes: dict[str, tuple[tuple[int, ...], mx.Dtype]],
     views: dict[str, np.ndarray],
-    device: mx.Device | mx.DeviceType,
+    device: mx.Device,
 ) -> tuple[int, int]:
     """Bytes that a primitive needs for itself while it runs, and how many kernels it is."""
     if node.name in ("Matmul", "AddMM"):
@@ -382,7 +381,7 @@ def _copied(name: str, shapes: dict[str, Any], views: dict[str, np.ndarray]) -> 
 
 
 def _unfolded(node: Node, shapes: dict[str, Any]) -> tuple[int, int]:
-    """Without dilation the CPU pads the input, copies every window of it side by side, and multiplies, all in float32."""
+    """Without dilation the CPU pads the input, writes out every window of it and multiplies, all in float32."""
     (source, dtype), (weight, _) = (shapes[name] for name in node.inputs[:2])
     _, low, high, dilation, input_dilation, groups, flipped = node.arguments
     spatial = len(source) - 2
@@ -405,13 +404,12 @@ class Footprint:
     result: int
 
 
-def footprint(
-    function: Callable[..., Any],
-    *arrays: mx.array,
-    run_ahead: int | None = None,
-    device: mx.Device | mx.DeviceType | None = None,
-) -> Footprint:
-    """Peak of mx.eval(function(*arrays)) beyond the arrays themselves; nothing is evaluated."""
-    kind = (device or mx.default_device()).type if isinstance(device or mx.default_device(), mx.Device) else device
-    walk = Walk(trace(function, *arrays), RUN_AHEAD[kind] if run_ahead is None else run_ahead, kind).run()
-    return Footprint(walk.peak, walk.result)
+def footprint(function: Callable[..., Any], *arrays: mx.array, device: mx.Device | None = None) -> Footprint:
+    """Peak of mx.eval(function(*arrays)) beyond the arrays themselves; nothing is evaluated.
+
+    device: whose kernels are counted, MLX's default device if None. Where in a task the evaluation begins is chance, so
+    the worst case counts.
+    """
+    graph = trace(function, *arrays)
+    walks = [Walk(graph, RUN_AHEAD, device or mx.default_device(), first).run() for first in range(0, RUN_AHEAD, 3)]
+    return Footprint(max(walk.peak for walk in walks), walks[0].result)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import mlx.core as mx
+from mlx import nn
+
+from mlx_ltx2.errors import RequestError
 
 T = TypeVar("T")
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -32,6 +37,29 @@ class PeakReport:
         return max(self.peaks.values(), default=0)
 
 
+def machine_bytes() -> int:
+    """Memory that this machine's device can use, bytes."""
+    info = mx.device_info()
+    return int(info.get("memory_size", 0)) or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def default_budget() -> int:
+    """Memory that a run may use: the working set that Metal recommends, or 70 % of the machine's memory."""
+    return int(mx.device_info().get("max_recommended_working_set_size", 0)) or int(0.7 * machine_bytes())
+
+
+def parse_bytes(text: str) -> int:
+    """ "12GB", "800 MB", "2GiB" or plain bytes.
+
+    Raises: RequestError if it is none of these.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
+    if found is None or float(found[1]) <= 0:
+        raise RequestError(f"{text!r} is no amount of memory; write 12GB, 800MB or a number of bytes.")
+    power = " kmgt".index(found[2].lower() or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
 def release() -> None:
     """Return every buffer that nobody references to the system."""
     gc.collect()
@@ -41,6 +69,9 @@ def release() -> None:
 @contextlib.contextmanager
 def limits(cache_bytes: int = DEFAULT_CACHE_BYTES, memory_bytes: int | None = None) -> Iterator[None]:
     """Cap MLX's buffer cache, and its memory if a limit is given, for the duration of a run."""
+    if mx.default_device() == mx.cpu:
+        # Its queue is a hundred kernels long otherwise, each with its own buffers; under a limit it is ten.
+        memory_bytes = 1
     previous_cache = mx.set_cache_limit(cache_bytes)
     previous_memory = mx.set_memory_limit(memory_bytes) if memory_bytes else None
     try:
@@ -62,6 +93,13 @@ def phase(name: str, report: PeakReport) -> Iterator[None]:
         release()
 
 
+def materialised(network: T) -> T:
+    """The network with its weights read; one that comes from disk in parts stays as it is."""
+    if isinstance(network, nn.Module):
+        mx.eval(network.parameters())
+    return network
+
+
 class Resident:
     """A network that is loaded on first use and freed on request, so that two stages can share one loading.
 
@@ -74,7 +112,7 @@ class Resident:
 
     def __call__(self) -> T:
         if self._network is None:
-            self._network = self._load()
+            self._network = materialised(self._load())
         return self._network
 
     def take(self) -> T:
@@ -89,8 +127,8 @@ class Resident:
 
 @contextlib.contextmanager
 def resident(load: Callable[[], T]) -> Iterator[T]:
-    """Load a network, hand it to the block, free it afterwards."""
-    network = load()
+    """Load a network with its weights, hand it to the block, free it afterwards."""
+    network = materialised(load())
     try:
         yield network
     finally:

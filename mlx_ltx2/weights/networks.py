@@ -65,16 +65,19 @@ class Networks:
                 read_shards(self.model.folder(name))
 
     def check_text_encoder(self) -> TextEncoderInfo:
-        return check_text_encoder(self._text_folder(), self.traits.text_width, self.traits.text_layers)
+        return check_text_encoder(self.text_folder(), self.traits.text_width, self.traits.text_layers)
 
     def load_text_encoder(self, resident_layers: int | None = None) -> TextEncoder:
         """resident_layers: keep so many layers and read the others at every use; None keeps all."""
         traits = self.traits
         return load_text_encoder(
-            self._text_folder(), traits.text_width, traits.text_layers, resident_layers=resident_layers
+            self.text_folder(), traits.text_width, traits.text_layers, resident_layers=resident_layers
         )
 
-    def _text_folder(self) -> Path:
+    def has_text_encoder(self) -> bool:
+        return self.text_encoder is not None or self.model.has(TEXT_ENCODER)
+
+    def text_folder(self) -> Path:
         return self.text_encoder or self.model.folder(TEXT_ENCODER)
 
     def load(self, name: str) -> nn.Module:

@@ -23,7 +23,15 @@ from mlx_ltx2.models.text.tokenizer import PromptTokenizer
 from mlx_ltx2.states import PromptTokens
 from mlx_ltx2.weights.header import TensorInfo, read_header
 from mlx_ltx2.weights.quantize import Quantization, wide_rows
-from mlx_ltx2.weights.streaming import BlockStream, RowReader, StreamedLayers, TensorReader, load_around, split_by_block
+from mlx_ltx2.weights.streaming import (
+    BlockStream,
+    Place,
+    RowReader,
+    StreamedLayers,
+    TensorReader,
+    load_around,
+    split_by_block,
+)
 
 if TYPE_CHECKING:
     from mlx_lm.models.gemma3_text import Model, ModelArgs
@@ -112,6 +120,17 @@ def check_text_encoder(
     )
 
 
+def bare_text_encoder(
+    folder: str | Path, expected_width: int | None = None
+) -> tuple[Model, dict[str, Place], PromptTokenizer]:
+    """The network as it is stored, without weights; where each of its tensors lies; its tokenizer.
+
+    Arguments and errors as `load_text_encoder`. Reads headers only.
+    """
+    found, model, tokenizer = _check(folder, expected_width, None)
+    return model, _places(found), tokenizer
+
+
 def load_text_encoder(
     folder: str | Path,
     expected_width: int | None = None,
@@ -147,10 +166,14 @@ def _not_float16(array: mx.array) -> mx.array:
     return array.astype(mx.bfloat16) if array.dtype == mx.float16 else array
 
 
+def _places(found: _Folder) -> dict[str, Place]:
+    return {name: (*found.files[name], found.infos[name]) for name in found.files}
+
+
 def _stream(model: Model, found: _Folder, resident: int) -> None:
     """Weights around the layers and of the resident ones, lazily; the others when they are asked for."""
     gemma: Any = model.model
-    places = {name: (*found.files[name], found.infos[name]) for name in found.files}
+    places = _places(found)
     reader = TensorReader(places, _not_float16)
     names, rest = split_by_block(places, "model.layers", len(gemma.layers))
     blocks = BlockStream(gemma.layers, names, reader, resident)
