@@ -153,17 +153,27 @@ def picture(path: Path, seed: int, height: int = 70, width: int = 90) -> str:
     return str(path)
 
 
-def reference_clip(path: Path, frames: int, height: int = 70, width: int = 130) -> str:
-    """A clip that survives its codec exactly, so that both readers see the same pixels."""
+def reference_clip(
+    path: Path, frames: int, height: int = 70, width: int = 130, *, sound_seconds: float = 0
+) -> str:
+    """A clip whose codecs lose nothing, so that every reader sees the same pixels and samples."""
     rng = np.random.default_rng(7)
+    codec, pixels = ("png", "rgb24") if path.suffix == ".mov" else ("ffv1", "bgr0")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=24)
-        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
+        stream = container.add_stream(codec, rate=24)
+        stream.width, stream.height, stream.pix_fmt = width, height, pixels
+        track = container.add_stream("pcm_s16le", rate=16000, layout="stereo") if sound_seconds else None
         for _ in range(frames):
             coarse = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8))
             smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(smooth, format="rgb24")))
         container.mux(stream.encode())
+        if track is not None:
+            samples = rng.integers(-6000, 6000, (1, 2 * round(16000 * sound_seconds))).astype(np.int16)
+            block = av.AudioFrame.from_ndarray(samples, format="s16", layout="stereo")
+            block.sample_rate = 16000
+            container.mux(track.encode(block))
+            container.mux(track.encode())
     return str(path)
 
 

@@ -6,12 +6,18 @@ those where its rules are also those of 1.2.0; test_trajectories_conditioned.py 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ltx_core.components.guiders import MultiModalGuiderParams
+from PIL import Image
 
-from tests.cases import relative_error
+from mlx_ltx2.cli import cli, run
+from mlx_ltx2.media.audio import read_audio
+from mlx_ltx2.pipelines.run import Run
+from tests.cases import as_numpy, relative_error
 from tests.cases.trajectories import AUDIO_GUIDANCE, NEGATIVE, PROMPT, VIDEO_GUIDANCE, guidance_options
 from tests.parity.official import ORACLE, run_official
 from tests.parity.trajectories import BOUND, Model, model, run_ours, worst
@@ -54,10 +60,9 @@ def test_distilled(generation: str, shape: tuple, table) -> None:
     table("trajectory: distilled", generation, ORACLE, error, BOUND)
 
 
-@pytest.mark.parametrize("generation", ["2.0", "2.3"])
-def test_distilled_to_the_end(generation: str, table) -> None:
+def test_distilled_to_the_end(table) -> None:
     """From the prompt to frames and sound; 1 of 255 may differ where a value sits on the edge of truncation."""
-    kind = model(generation)
+    kind, generation = model("2.3"), "2.3"
     theirs, mine = size(64, 64, 9, 25.0, seed=4)
     official = run_official(DISTILLED, distilled_files(kind), {"prompt": PROMPT, **theirs}, decode=True)
     clip = kind.pipeline()(PROMPT, pipeline="distilled", tiling="none", **mine)
@@ -76,6 +81,56 @@ def test_distilled_to_the_end(generation: str, table) -> None:
         relative_error(clip.audio.samples, official.samples),
         BOUND,
     )
+
+
+def test_commands(table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`mlx-ltx2 convert` and `mlx-ltx2 generate` on the official file give the official latents, pictures, sound."""
+    kind, generation = model("2.0"), "2.0"
+    theirs, mine = size(64, 64, 9, 25.0, seed=5)
+    official = run_official(DISTILLED, distilled_files(kind), {"prompt": PROMPT, **theirs}, decode=True)
+    kept, latents_of = [], Run.latents
+    monkeypatch.setattr(Run, "latents", lambda self: kept.append(latents_of(self)) or kept[-1])
+    folder, clip, wav = (str(tmp_path / name) for name in ("model", "clip.mp4", "sound.wav"))
+    source = str(kind.files.checkpoint)
+    convert = ["convert", "--source", source, "--output", folder, "--dtype", "float32", "--progress", "none"]
+    assert run(cli, convert) == 0
+    options = [
+        "--height",
+        "64",
+        "--width",
+        "64",
+        "--num-frames",
+        "9",
+        "--fps",
+        "25",
+        "--seed",
+        str(mine["seed"]),
+    ]
+    outputs = [
+        "--output",
+        clip,
+        "--output-audio",
+        wav,
+        "--save-frames",
+        "--tiling",
+        "none",
+        "--progress",
+        "none",
+    ]
+    assert run(cli, ["generate", "--model", folder, "--prompt", PROMPT, *options, *outputs]) == 0
+    error = max(
+        relative_error(as_numpy(kept[0].video), official.video[-1]),
+        relative_error(as_numpy(kept[0].audio), official.audio[-1]),
+    )
+    table("trajectory: commands", generation, ORACLE, error, BOUND)
+    frames = np.stack([np.asarray(Image.open(path)) for path in sorted((tmp_path / "clip_frames").iterdir())])
+    difference = np.abs(frames.astype(int) - official.frames)
+    assert difference.max() <= 1 and (difference > 0).mean() < 2e-3
+    sound = read_audio(wav)
+    assert sound.rate_hz == official.rate_hz
+    length = min(len(sound.samples), len(official.samples))
+    written = np.clip(official.samples[:length], -1, 1)
+    assert np.abs(sound.samples[:length] - written).max() < 1e-4  # 16 bits a sample
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ltx_core.loader import LTXV_LORA_COMFY_RENAMING_MAP, LoraPathStrengthAndSDOps
+from ltx_pipelines import retake
 from ltx_pipelines.utils.args import ImageConditioningInput
 from ltx_pipelines.utils.model_ledger import ModelLedger
 
@@ -216,6 +217,48 @@ def test_reference_video(
         **mine,
     )
     table("trajectory: ic-lora", generation, ORACLE, worst(ours, official), BOUND)
+
+
+@pytest.mark.parametrize("generation", ["2.0", "2.3"])
+def test_retake(generation: str, table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The middle of a clip and of its sound made anew, the rest held."""
+    kind = model(generation)
+    clip = reference_clip(tmp_path / "clip.mov", 17, 32, 64, sound_seconds=0.9)
+    kept: list = []
+
+    def states(steps):
+        def loop(*args, **kwargs):
+            kept.append(steps(*args, **kwargs))
+            return kept[-1]
+
+        return loop
+
+    monkeypatch.setattr(retake, "euler_denoising_loop", states(retake.euler_denoising_loop))
+    files = {"checkpoint_path": str(kind.files.checkpoint), "gemma_root": str(kind.files.gemma), "loras": []}
+    call = {
+        "video_path": clip,
+        "prompt": PROMPT,
+        "start_time": 0.4,
+        "end_time": 0.75,
+        "seed": 3,
+        "distilled": True,
+    }
+    run_official("retake.RetakePipeline", files, call, stages=1)
+    video, audio = (state.latent.numpy() for state in kept[0])
+    ours = run_ours(
+        kind.pipeline(cross_modulation=OLD),
+        pipeline="retake",
+        video=clip,
+        start_time=0.4,
+        end_time=0.75,
+        seed=3,
+    )
+    got_audio = ours.audio[0].transpose(0, 1, 3, 2)
+    error = max(
+        relative_error(ours.video[0].reshape(video.shape), video),
+        relative_error(got_audio.reshape(audio.shape), audio),
+    )
+    table("trajectory: retake", generation, ORACLE, error, BOUND)
 
 
 def test_noise_can_be_given(table) -> None:
