@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import mlx.core as mx
@@ -275,6 +276,25 @@ def run_tiles(
         evaluate(chunk)
         tail = chunk[:, done:]
         yield chunk[:, :done]
+
+
+def run_streams(
+    plan: TilePlan,
+    start: Callable[[Tile], Iterator[mx.array]],
+    dtype: mx.Dtype = mx.float32,
+    evaluate: Callable[..., None] = mx.eval,
+) -> Iterator[mx.array]:
+    """As `run_tiles`, for a plan that leaves time whole: all tiles advance together, a few frames at a time.
+
+    start: gives one tile's frames (B, f, h, w, C) in order; every tile's in stretches of the same lengths.
+    """
+    (group,) = plan.groups()
+    streams = [start(tile) for tile in group]
+    for first in streams[0]:
+        parts = chain([first], (next(stream) for stream in streams[1:]))
+        chunk = _blend_group(plan, group, lambda _, parts=parts: next(parts), dtype, evaluate)  # type: ignore[misc]
+        evaluate(chunk)
+        yield chunk
 
 
 def _blend_group(

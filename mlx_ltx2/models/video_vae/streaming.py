@@ -7,14 +7,17 @@ are those of the whole decode, no frame is computed twice, and memory does not g
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import mlx.core as mx
 
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.models.video_vae.blocks import ResBlock, ResGroup, Upsample
+from mlx_ltx2.models.video_vae.config import VideoVAEConfig
 from mlx_ltx2.models.video_vae.convolution import CausalConv3d
 from mlx_ltx2.models.video_vae.decoder import TIMESTEP, VideoDecoder
 from mlx_ltx2.models.video_vae.rearrange import unpatchify_pixels
@@ -184,9 +187,18 @@ class StreamingDecoder:
         return next((i for i in reversed(range(len(self._nodes))) if self._queues[i]), None)
 
     def _put(self, place: int, x: mx.array, last: bool) -> None:
-        pieces = mx.split(x, list(range(self._chunk, x.shape[1], self._chunk)), axis=1)
+        cuts = list(range(self._chunk, x.shape[1], self._chunk))
+        ending = _ending(self._chunk)
+        if last and x.shape[1] - max(cuts, default=0) > ending:
+            cuts.append(x.shape[1] - ending)
+        pieces = mx.split(x, cuts, axis=1) if cuts else [x]
         for number, piece in enumerate(pieces, 1):
             self._queues[place].append((piece, last and number == len(pieces)))
+
+
+def _ending(chunk: int) -> int:
+    """Frames of the piece that ends the clip: a block gives two more for it, which must not weigh more than a chunk."""
+    return max(1, chunk // 2)
 
 
 def _nodes(decoder: VideoDecoder, timestep: mx.array | None) -> list[Node]:
@@ -233,3 +245,73 @@ def stream_decode(
         yield from stream.push(
             latent[:, part], None if noise is None else noise[:, part], last=first + chunk >= count
         )
+
+
+@dataclass(frozen=True)
+class _Station:
+    """Amounts of one node. cells: of a frame that it reads. convolutions: in a row. made: values of a frame it gives.
+
+    doubles: whether it gives two frames for one. reflects: whether its padding is a copy.
+    """
+
+    cells: int
+    channels: int
+    convolutions: int
+    made: int
+    doubles: bool = False
+    reflects: bool = False
+
+    @property
+    def kept(self) -> int:
+        return 2 * self.convolutions * self.cells * self.channels
+
+    def waiting(self, chunk: int) -> int:
+        """Values that lie in the queue behind it while what follows takes the first half of them."""
+        return 2 * chunk * self.made if self.doubles else 0
+
+    def working(self, chunk: int, unfolds: bool) -> int:
+        """Values that live while it computes: what the convolutions read, its padded copies, and what they give.
+
+        A backend that unfolds also runs ahead, so that nothing is freed until the node is done (measured).
+        """
+        frames = [max(chunk, _ending(chunk) + n + 1) for n in range(self.convolutions)]
+        made = frames[-1] * self.made * (2 if self.doubles else 1)
+        copies = 5 + (2 if self.reflects else 0)
+        if not unfolds:
+            return self.cells * self.channels * 3 * (frames[0] + 2) + 2 * made
+        per_cell = 27 * sum(frames) + copies * sum(n + 2 for n in frames)
+        return self.cells * self.channels * per_cell + 4 * made * (self.convolutions == 1)
+
+
+def _stations(config: VideoVAEConfig, height: int, width: int) -> list[_Station]:
+    cells, channels = height * width, config.bottleneck_channels
+    found = [_Station(cells, config.latent_channels, 1, cells * channels)]
+    for block in reversed(config.decoder_blocks):
+        if block.kind == "res_x":
+            found += [_Station(cells, channels, 2, cells * channels)] * block.num_layers
+            continue
+        read = (cells, channels)
+        cells, channels = cells * math.prod(block.stride[1:]), channels // block.multiplier
+        found.append(_Station(*read, 1, cells * channels, doubles=block.stride[0] == 2))
+    found.append(_Station(cells, channels, 1, cells * config.out_channels * config.patch_size**2))
+    return [replace(station, reflects=config.decoder_padding == "reflect") for station in found]
+
+
+def streaming_decode_bytes(
+    config: VideoVAEConfig,
+    height: int,
+    width: int,
+    itemsize: int,
+    chunk: int = CHUNK,
+    *,
+    unfolds: bool = False,
+) -> int:
+    """Peak memory of a streamed decode without weights, latents and what becomes of the pixels; flat in frames.
+
+    height, width: of the latent. itemsize: bytes of a value in the weights' type. chunk: see `StreamingDecoder`.
+    unfolds: whether the backend writes the 27 neighbours of every cell out before it multiplies (MLX on a CPU).
+    """
+    stations = _stations(config, height, width)
+    kept = sum(station.kept for station in stations)
+    waiting = sum(station.waiting(chunk) for station in stations)
+    return itemsize * (kept + waiting + max(station.working(chunk, unfolds) for station in stations))
