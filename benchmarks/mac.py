@@ -48,21 +48,13 @@ def sustained(rounds: int) -> list[float]:
 
 
 def clip_record(clip: Path) -> dict[str, Any]:
-    """What a finished clip says about how it was made: plan, times and peaks, without the prompt."""
+    """What a finished clip says about its size, times and peaks; no prompt, no path."""
     from mlx_ltx2.media.metadata import read_metadata
 
-    record = {name: _parsed(text) for name, text in read_metadata(clip).items()}
-    plan = record.get("plan")
-    if isinstance(plan, dict):
-        record["plan"] = {k: v for k, v in plan.items() if "prompt" not in k and k != "request"}
-    return {k: v for k, v in record.items() if k not in ("request", "model", "text_encoder")}
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    stored = read_metadata(clip)
+    plan = json.loads(stored.get("plan", "{}"))
+    kept = {name: plan[name] for name in ("pipeline", "shape", "memory", "peaks", "seconds") if name in plan}
+    return {"tool": stored.get("tool"), **kept}
 
 
 def main() -> None:
