@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mlx_ltx2.library import open_model, open_text_encoder
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, replacing
 from mlx_ltx2.pipelines import parts, presets, recipes
+from mlx_ltx2.pipelines.budget import MemoryOptions, MemoryPlan, plan_memory
 from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
@@ -60,10 +61,10 @@ class Output:
 class LTX2Pipeline:
     """A model, ready to make clips. Weights are read when a stage needs them and freed after it."""
 
-    def __init__(self, networks: Networks, name: str, *, memory_limit: int | None = None):
+    def __init__(self, networks: Networks, name: str, *, memory: MemoryOptions | None = None):
         self.networks = networks
         self.name = name
-        self.memory_limit = memory_limit
+        self.memory = memory or MemoryOptions()
 
     @classmethod
     def from_pretrained(
@@ -73,6 +74,8 @@ class LTX2Pipeline:
         text_encoder: str | Path | None = None,
         quantize: int | None = None,
         memory_limit: int | None = None,
+        low_memory: bool | None = None,
+        resident_blocks: int | None = None,
         dtype: mx.Dtype | None = None,
         variant: str | None = None,
         progress: Progress | None = None,
@@ -80,8 +83,11 @@ class LTX2Pipeline:
         """Open a model.
 
         model: a converted folder, a hub id, an official file (converted once into the cache), or "demo".
-        text_encoder: a Gemma 3 folder or hub id in place of the model's own. quantize: bits of the conversion, if one is
-        needed. memory_limit: bytes. dtype: compute in this type instead of the stored one.
+        text_encoder: a Gemma 3 folder or hub id in place of the model's own. quantize: bits of the conversion, if one
+        is needed. dtype: compute in this type instead of the stored one.
+        memory_limit: bytes that a run may use; by default what the machine recommends. low_memory: True reads the
+        transformer and the text encoder block by block, False never does, None does where nothing else fits.
+        resident_blocks: blocks of the transformer that stay meanwhile.
         variant: "dev" or "distilled" where the source holds both; None takes "distilled".
         Raises: WeightsError, ResourceError.
         """
@@ -96,7 +102,7 @@ class LTX2Pipeline:
             None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
         )
         networks = Networks(folder, encoder, dtype, *([progress.note] if progress else []))
-        return cls(networks, str(model), memory_limit=memory_limit)
+        return cls(networks, str(model), memory=MemoryOptions(memory_limit, low_memory, resident_blocks))
 
     def card(self, request: Request) -> parts.ModelCard:
         """What recipes may know about this model."""
@@ -117,6 +123,13 @@ class LTX2Pipeline:
         filled = presets.fill(request, card.traits, found)
         parts.check_request(filled, card)
         return recipes.RECIPES[filled.pipeline](filled, card)
+
+    def plan_memory(self, plan: Plan, *, contexts_given: bool = False) -> MemoryPlan:
+        """What the plan's phases will need, and what is streamed so that they fit. Touches no weights.
+
+        Raises: ResourceError if they do not fit.
+        """
+        return plan_memory(plan, self.networks, self.memory, contexts_given=contexts_given)
 
     def __call__(
         self,
@@ -163,7 +176,9 @@ class LTX2Pipeline:
         self.networks.check_loras(use.path for stage in plan.stages for use in stage.loras if use.strength)
         for note in plan.notes:
             session.progress.note(note)
-        with memory.limits(memory_bytes=self.memory_limit):
+        session.memory = self.plan_memory(plan, contexts_given=bool(session.contexts))
+        plan = replace(plan, memory=session.memory.to_dict())
+        with memory.limits(memory_bytes=session.memory.budget, say=session.progress.note):
             running = Run(plan, self.networks, session)
             latents = running.latents()
             plan = running.plan  # the prompt may have been written out
@@ -172,6 +187,7 @@ class LTX2Pipeline:
             if output_type == "frames":
                 self._finish(clip, running, latents, output)
         clip.peaks = dict(session.report.peaks)
+        clip.plan = replace(plan, memory={**plan.memory, "actual": clip.peaks})
         return clip
 
     def _origin(self, output: Output) -> dict[str, str]:

@@ -67,19 +67,41 @@ def release() -> None:
 
 
 @contextlib.contextmanager
-def limits(cache_bytes: int = DEFAULT_CACHE_BYTES, memory_bytes: int | None = None) -> Iterator[None]:
-    """Cap MLX's buffer cache, and its memory if a limit is given, for the duration of a run."""
+def limits(
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    memory_bytes: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[None]:
+    """Cap MLX's buffer cache, and its memory if a limit is given, for the duration of a run.
+
+    On Metal as much is wired as the system recommends; if it refuses, `say` is told and the run goes on.
+    """
     if mx.default_device() == mx.cpu:
         # Its queue is a hundred kernels long otherwise, each with its own buffers; under a limit it is ten.
         memory_bytes = 1
     previous_cache = mx.set_cache_limit(cache_bytes)
     previous_memory = mx.set_memory_limit(memory_bytes) if memory_bytes else None
+    wired = _wire(memory_bytes, say) if mx.default_device() == mx.gpu else None
     try:
         yield
     finally:
+        if wired is not None:
+            mx.set_wired_limit(wired)
         mx.set_cache_limit(previous_cache)
         if previous_memory is not None:
             mx.set_memory_limit(previous_memory)
+
+
+def _wire(memory_bytes: int | None, say: Callable[[str], None]) -> int | None:
+    """Keep the weights from being paged out; returns the limit of before, None if nothing was changed."""
+    most = int(mx.device_info().get("max_recommended_working_set_size", 0))
+    if not most:
+        return None
+    try:
+        return mx.set_wired_limit(min(most, memory_bytes or most))
+    except (RuntimeError, ValueError) as error:
+        say(f"memory is not wired ({error}); under pressure the system may page weights out, which is slower.")
+        return None
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ def command() -> None:
     import mlx.core as mx
 
     from mlx_ltx2.library import cache_folder
+    from mlx_ltx2.memory import default_budget
     from mlx_ltx2.version import VERSION
 
     info = mx.device_info()
@@ -30,11 +31,45 @@ def command() -> None:
         "device": f"{mx.default_device()} {info.get('device_name', info.get('architecture', ''))}",
         "memory": f"{memory / 1e9:.1f} GB" if memory else "not reported by this backend",
         "working set": f"{working / 1e9:.1f} GB" if working else "not reported by this backend",
+        "budget": f"{default_budget() / 1e9:.1f} GB for a run, unless --memory-limit says otherwise",
         "model cache": f"{folder} ({shutil.disk_usage(there).free / 1e9:.0f} GB free)",
     }
     for name, value in facts.items():
         click.echo(f"{name:<14}{value}")
+    for line in what_fits():
+        click.echo(line)
     click.echo(f"{'arithmetic':<14}{self_test()}")
+
+
+TRANSFORMER = {"around": 0.8e9, "block": 0.772e9}
+"""Bytes in bfloat16 of the 48-block transformer that LTX-2 (19B) and LTX-2.3 (22B) share."""
+
+QUANTIZED = {"bf16": 1.0, "8-bit": 8.5 / 16, "6-bit": 6.5 / 16, "4-bit": 4.5 / 16}
+"""Share of a block's bytes; scales and offsets of groups of 64 cost half a bit each."""
+
+ROOM = 1.4e9
+"""Beside the weights: activations of 1280x704 pixels with 121 frames."""
+
+
+def what_fits(budget: int | None = None) -> list[str]:
+    """Which form of the 19B and 22B transformers a budget holds whole, and how much of it otherwise."""
+    from mlx_ltx2.memory import default_budget
+
+    budget = budget or default_budget()
+    lines = []
+    for form, share in QUANTIZED.items():
+        block = TRANSFORMER["block"] * share
+        whole = TRANSFORMER["around"] + 48 * block + ROOM
+        least = TRANSFORMER["around"] + 2 * block + ROOM
+        stay = int((budget - least) // block)
+        if whole <= budget:
+            said = f"whole ({whole / 1e9:.0f} GB)"
+        elif stay >= 0:
+            said = f"streamed, {min(stay, 45)} of 48 blocks stay (whole: {whole / 1e9:.0f} GB)"
+        else:
+            said = f"not at 1280x704; it needs {least / 1e9:.1f} GB streamed"
+        lines.append(f"{'22B ' + form:<14}{said}")
+    return lines
 
 
 def self_test() -> str:

@@ -18,6 +18,7 @@ IGNORED = ("stream", "no_fp8", "quantization", "enhance_static_cache", "compile_
 @click.command("generate", cls=opts.Command, context_settings={"help_option_names": ["-h", "--help"]})
 @opts.request_options
 @opts.model_options
+@opts.memory_options
 @opts.output_options
 @opts.report_options
 @click.option(
@@ -51,6 +52,7 @@ def split_options(
     report = {name: given.pop(name) for name in ("progress", "verbose", "quiet")}
     output = {name: given.pop(name) for name in OUTPUT_FIELDS if name in given}
     model = {name: given.pop(name) for name in MODEL_FIELDS}
+    model["memory"] = opts.take_memory_options(given)
     for name in IGNORED:
         given.pop(name, None)
     return opts.request_values(given), model, output, report
@@ -73,6 +75,7 @@ def run(given: dict[str, Any]) -> None:
         text_encoder=model["text_encoder"],
         variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
         progress=progress,
+        **model["memory"],
     )
     plan = pipeline.plan(prompt, **request)
     traits = pipeline.networks.traits
@@ -87,7 +90,10 @@ def run(given: dict[str, Any]) -> None:
         output["crf"] or 19,
         keep_frames=False,
     )
-    clip = pipeline.execute(plan, wanted, Session(progress))
+    session = Session(progress)
+    clip = pipeline.execute(plan, wanted, session)
+    if report["verbose"] and session.memory is not None:
+        progress.note("\n".join(session.memory.describe(clip.peaks)))
     if report["progress"] != "json":
         click.echo(summary(clip))
 

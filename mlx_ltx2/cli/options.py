@@ -208,6 +208,36 @@ decode_options = _stack(
     O("--tile-frame-overlap", type=int, default=None, help="Frames, a multiple of 8."),
 )
 
+memory_options = _stack(
+    O("--memory-limit", default=None, metavar="BYTES", help="Memory that the run may use, such as 12GB (default: what the machine recommends)."),
+    O("--low-memory", is_flag=True, help="Read transformer and text encoder from disk block by block."),
+    O("--offload", type=click.Choice(["none", "cpu", "disk"]), default=None, help="disk is --low-memory; none and cpu keep networks whole (memory is shared)."),
+    O("--resident-blocks", type=click.IntRange(0), default=None, help="Transformer blocks that stay in memory when it is streamed."),
+)  # fmt: skip
+
+
+def take_memory_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The memory options among parsed ones, taken out, as options of `LTX2Pipeline.from_pretrained`.
+
+    Raises: RequestError if they contradict each other.
+    """
+    from mlx_ltx2.errors import RequestError
+    from mlx_ltx2.memory import parse_bytes
+
+    limit, low = given.pop("memory_limit", None), given.pop("low_memory", False)
+    offload, blocks = given.pop("offload", None), given.pop("resident_blocks", None)
+    if low and offload in ("none", "cpu"):
+        raise RequestError(f"--low-memory and --offload {offload} contradict each other; drop one.")
+    streamed = True if low or offload == "disk" else None if offload is None else False
+    if blocks is not None and streamed is False:
+        raise RequestError(f"--resident-blocks needs a streamed transformer; drop --offload {offload}.")
+    return {
+        "memory_limit": None if limit is None else parse_bytes(limit),
+        "low_memory": streamed if blocks is None else True,
+        "resident_blocks": blocks,
+    }
+
+
 output_options = _stack(
     O("--output", "-o", "--output-path", "output", default=None, help="File to write: .mp4 .mov .gif .webp .png .jpg .wav."),
     O("--output-audio", default=None, help="Write the sound to this WAV file as well."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from mlx_ltx2.errors import RequestError
 @click.command("plan", cls=opts.Command, context_settings={"help_option_names": ["-h", "--help"]})
 @opts.request_options
 @opts.model_options
+@opts.memory_options
 @opts.output_options
 @opts.report_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -35,11 +37,15 @@ def command(as_json: bool, **given: Any) -> None:
         text_encoder=model["text_encoder"],
         variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
         progress=progress,
+        **model["memory"],
     )
     plan = pipeline.plan(prompt, **request)
+    memory = pipeline.plan_memory(plan)
+    plan = replace(plan, memory=memory.to_dict())
     if as_json:
         click.echo(json.dumps(plan.to_dict(), indent=2, default=str, ensure_ascii=False))
         return
     traits = pipeline.networks.traits
     click.echo(describe(plan, traits.video_scale, traits.audio_scale))
+    click.echo("\n".join(memory.describe()))
     click.echo(f"reads     {', '.join(required_components(plan))}")

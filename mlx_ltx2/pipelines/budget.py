@@ -114,7 +114,7 @@ class MemoryPlan:
 
 
 def gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 @dataclass(frozen=True)
@@ -143,13 +143,14 @@ class _Stack:
 
 
 def plan_memory(
-    plan: Plan, networks: Networks, options: MemoryOptions = MemoryOptions(), *, contexts_given: bool = False
+    plan: Plan, networks: Networks, options: MemoryOptions | None = None, *, contexts_given: bool = False
 ) -> MemoryPlan:
     """Choose what stays and what is streamed, and predict every phase.
 
     contexts_given: the text stage is left out.
     Raises: ResourceError that names every phase that does not fit and the smallest budget that would do.
     """
+    options = options or MemoryOptions()
     budget = options.limit or default_budget()
     needs = _Needs(plan, networks)
     faults: list[tuple[str, int]] = []
@@ -446,7 +447,7 @@ class _Needs:
             ]
             peak = max(run.peak for run in runs)
         size = way.plan.size
-        frames = size[0] if not way.chunk else 8 * way.chunk
+        frames = way.chunk or size[0]
         pixels = min(frames, size[0]) * size[1] * size[2] * 3
         return {"decode video": weights + self._latents_bytes(number) + peak + pixels * (4 + dtype.size)}
 

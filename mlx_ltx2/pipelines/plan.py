@@ -20,6 +20,8 @@ class Plan:
     request: the options as they were given, from which `rerun` makes the plan again.
     audio_from: number of the stage whose audio ships, "input" for the given recording, "source" for a retaken clip's
     own track, or None. enhanced_prompt: what the language model wrote, known once it ran.
+    memory: predicted bytes by component and phase and what is streamed (`budget.MemoryPlan`), known once the machine
+    is; after a run also "actual" peaks by phase.
     origin: field -> "given" or where its default came from.
     """
 
@@ -39,6 +41,7 @@ class Plan:
     enhanced_prompt: str | None = None
     spatial_upscaler: str | None = None
     video_out: bool = True
+    memory: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

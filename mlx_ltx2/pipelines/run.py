@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from mlx_ltx2.diffusion.loop import OnStep
 from mlx_ltx2.diffusion.noise import NoiseKey, NoiseSource
 from mlx_ltx2.diffusion.state import StatePair, audio_state, result_audio, result_video, video_state
-from mlx_ltx2.memory import PeakReport, Resident, phase
+from mlx_ltx2.memory import PeakReport, Resident, default_budget, materialised, phase
+from mlx_ltx2.pipelines.budget import MemoryPlan, transformer_key
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.progress import Progress, SilentProgress
 from mlx_ltx2.stages.check_media import check_media
@@ -28,6 +30,7 @@ from mlx_ltx2.stages.upsample import upsample
 from mlx_ltx2.stages.write import Clip
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
 from mlx_ltx2.weights.networks import Networks
+from mlx_ltx2.weights.streaming import PacedTransformer
 from mlx_ltx2.weights.upsampler_file import check_upsampler_file
 
 StepCallback = Callable[[str, int, int], None]
@@ -49,6 +52,7 @@ class Session:
     noise: Mapping[int, Mapping[NoiseKey, np.ndarray]] = field(default_factory=dict)
     contexts: Sequence[TextContext] | None = None
     source: Clip | None = None
+    memory: MemoryPlan | None = None
 
 
 def required_components(plan: Plan) -> tuple[str, ...]:
@@ -79,6 +83,7 @@ class Run:
         self.networks = networks
         self.session = session
         self.traits = networks.traits
+        self.memory = session.memory or MemoryPlan(default_budget())
         self.source = None if plan.video_input is None else Source(plan.video_input, session.source)
         check_media(plan.stages)
         for stage in plan.stages:
@@ -93,9 +98,11 @@ class Run:
         ships; None where there are none."""
         positive, negative = self._contexts()
         media = self._encode()
-        transformers = _Transformers(self.networks, self.session.progress)
+        transformers = _Transformers(self.networks, self.session.progress, self.memory)
         video = audio = shipped = None
         for number, stage in enumerate(self.plan.stages):
+            if self.memory.reload and stage.upsample:
+                transformers.free()
             video = self._upsampled(video, stage)
             guided = Guided(positive, negative, *stage.guidance, self.plan.max_batch_size)
             video, audio = self._denoise(number, transformers(stage), guided, media, (video, audio))
@@ -138,12 +145,14 @@ class Run:
             self.traits.video_scale,
             self.session.progress,
             self.session.report,
+            self.memory.decode_budget,
         )
         return decoded if source is None else splice_frames(decoded, source)
 
     def _contexts(self) -> tuple[TextContext, TextContext | None]:
         session, networks = self.session, self.networks
-        encoder = Resident(networks.load_text_encoder)
+        layers = self.memory.resident_layers
+        encoder = Resident(lambda: networks.load_text_encoder(layers))
         if self.plan.enhance and not session.contexts:
             plan = self.plan
             text = enhance_prompt(
@@ -292,24 +301,27 @@ class Run:
 class _Transformers:
     """Keeps the transformer from one stage to the next while both want the same one."""
 
-    def __init__(self, networks: Networks, progress: Progress):
+    def __init__(self, networks: Networks, progress: Progress, memory: MemoryPlan):
         self._networks = networks
+        self._memory = memory
         self._say = progress.note
         self._key: tuple[bool, bool, tuple[tuple[str, float], ...]] | None = None
         self._resident: Resident | None = None
 
     def __call__(self, stage: StagePlan) -> Resident:
-        loras = tuple((use.path, use.strength) for use in stage.loras)
-        key = (stage.video is not None, stage.audio is not None, loras)
+        key = transformer_key(stage)
         if key != self._key or self._resident is None:
             self.free()
             self._key = key
-            self._resident = Resident(
-                lambda: self._networks.load_transformer(
-                    video=key[0], audio=key[1], loras=key[2], say=self._say
-                )
-            )
+            self._resident = Resident(lambda: self._load(key))
         return self._resident
+
+    def _load(self, key: tuple[bool, bool, tuple[tuple[str, float], ...]]) -> Any:
+        every, blocks = self._memory.evaluate_every, self._memory.resident_blocks
+        network = self._networks.load_transformer(
+            video=key[0], audio=key[1], loras=key[2], say=self._say, resident_blocks=blocks
+        )
+        return PacedTransformer(materialised(network), every) if every else network
 
     def free(self) -> None:
         if self._resident is not None:
