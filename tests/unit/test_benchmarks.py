@@ -1,0 +1,77 @@
+"""The benchmark programs at toy size: they run, and the page says what they found."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import mlx.core as mx
+import pytest
+
+from benchmarks import device, mac, quant_error, report
+from benchmarks.denoise_step import fit
+from benchmarks.machine import interleaved, machine, ratio, summary
+
+
+def denoise_result(ratio_to_plain: float) -> dict:
+    arms = ("ours T2V", "ours I2V", "plain T2V", "plain I2V")
+    row = {
+        "generation": "22B",
+        "tokens": 384,
+        "gflop": 80.0,
+        "largest_difference": 1e-6,
+        "peak_mib": dict.fromkeys(arms, 30.0),
+        "cpu_time": {arm: {"median_ms": 100.0, "min_ms": 99.0, "spread": 0.02} for arm in arms},
+        "ours / plain, T2V": {"paired_median": ratio_to_plain},
+        "I2V / T2V, ours": {"paired_median": 1.0},
+    }
+    worst = {"ours / plain, T2V": ratio_to_plain, "I2V / T2V, ours": 1.0, "fit residual": None}
+    graph = {"22B T2V": {"kernels": 118.0, "casts": 0, "copies": 0, "nodes": 440.0}}
+    return {"benchmark": "denoise_step", "machine": machine(), "worst": worst, "rows": [row], "graph": graph}
+
+
+def test_the_page_says_what_is_within_its_bound(tmp_path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "a.json").write_text(json.dumps(denoise_result(0.8)))
+    (results / "b.json").write_text(json.dumps({"benchmark": "another", "value": 3}))
+    page = report.page(results, tmp_path)
+    assert "0.8 (within 0.85)" in page and "not measured" in page and "| 22B T2V | 118 | 0 | 0 | 440 |" in page
+    assert '"value": 3' in page
+    ElementTree.parse(tmp_path / "benchmarks" / "pass-22B.svg")
+    (results / "a.json").write_text(json.dumps(denoise_result(0.9)))
+    assert "0.9 (ABOVE 0.85)" in report.page(results, tmp_path)
+
+
+def test_quantization_table(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(quant_error, "RECIPES", {"8": ("affine", 8, 64), "4": ("affine", 4, 64)})
+    monkeypatch.setattr(quant_error, "GRID", (1, 2, 2))
+    result = quant_error.run(blocks=1)
+    errors = {name: max(row["weights"].values()) for name, row in result["rows"].items()}
+    assert errors["8"] < 0.01 < errors["4"]
+    assert result["rows"]["8"]["stack"]["video"][0] < result["rows"]["4"]["stack"]["video"][0]
+    assert "| 8 | 8.5 |" in "\n".join(report.quant_page(result, tmp_path))
+
+
+def test_times_are_fitted_and_compared() -> None:
+    rows = [{"gflop": x, "cpu_time": {"ours T2V": {"min_ms": 5 + 2 * x}}} for x in (10.0, 20.0, 40.0)]
+    assert fit(rows) == {"gflop_per_s": 500.0, "fixed_ms": 5.0, "largest_residual": pytest.approx(0, abs=1e-9)}
+    ticks = iter(range(100))
+    times = interleaved({"a": lambda: mx.zeros(1), "b": lambda: mx.zeros(1)}, 3, lambda: float(next(ticks)))
+    assert times == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert ratio(times, "a", "b")["paired_median"] == 1 and summary(times["a"])["spread"] == 0
+
+
+def test_what_a_gpu_would_be_asked_runs_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(device, "WEIGHTS", {"layer": (64, 128)})
+    small = {"num_attention_heads": 2, "attention_head_dim": 32, "audio_num_attention_heads": 2}
+    small |= {"audio_attention_head_dim": 32, "cross_attention_dim": 64, "audio_cross_attention_dim": 64}
+    monkeypatch.setattr(device, "REAL", {**device.REAL, **small})
+    monkeypatch.setattr(device, "GRIDS", {12: (3, 2, 2)})
+    found = {"products": device.products((8,)), "passes": device.passes((12,), 1), "machine": machine()}
+    whole = device.with_shares(found)
+    assert {row["bits"] for row in whole["passes"]} == {8, 16}
+    assert "Best product" in "\n".join(report.device_page(whole, tmp_path))
+    assert device.attention((16,), lambda n: 1.0)[0].keys() == {"tokens", "mlx", "other"}
+    mx.save_safetensors(str(tmp_path / "x.safetensors"), {"w": mx.zeros((64, 64))})
+    assert mac.disk(tmp_path / "x.safetensors").keys() == {"first", "again"}
