@@ -1,4 +1,7 @@
-"""Prompts -> text contexts. The text encoder is freed before the projections load, and these before anything else."""
+"""Prompts -> text contexts. The text encoder is freed before the projections load, and these before anything else.
+
+Contexts that are kept on disk are taken from there; if all are, neither network is loaded.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from mlx_ltx2.states import PromptTokens, TextContext
 
 if TYPE_CHECKING:
     from mlx_ltx2.models.text import TextProjections
+    from mlx_ltx2.weights.embedding_cache import EmbeddingCache
     from mlx_ltx2.weights.text_encoder import TextEncoder
 
 _SHOWN = 200
@@ -26,23 +30,50 @@ def encode_text(
     load_projections: Callable[[], TextProjections],
     progress: Progress,
     report: PeakReport,
+    cache: EmbeddingCache | None = None,
 ) -> list[TextContext]:
     """One context per prompt, in the projections' dtype; equal prompts are encoded once.
 
     Only the real tokens run through the encoder; the projections fill the rest of the context with learned registers.
-    Prompts after the first may be empty: guidance then leads away from the unprompted.
+    cache: where contexts are looked up and kept; None encodes every prompt.
     Raises: RequestError for an empty prompt, WeightsError if encoder and projections do not belong together.
     """
     distinct = list(dict.fromkeys(prompts))
+    contexts = {} if cache is None else _kept(distinct, cache, progress)
+    missing = [prompt for prompt in distinct if prompt not in contexts]
+    if missing:
+        notes, states = _states(missing, load_encoder, progress, report)
+        made = _projected(states, load_projections, report)
+        for prompt, context in zip(missing, made, strict=True):
+            contexts[prompt] = context
+            if cache is not None:
+                cache.put(prompt, context, notes.get(prompt))
+    return [contexts[prompt] for prompt in prompts]
+
+
+def _kept(prompts: Sequence[str], cache: EmbeddingCache, progress: Progress) -> dict[str, TextContext]:
+    found = {}
+    for prompt in prompts:
+        entry = cache.get(prompt)
+        if entry is not None:
+            found[prompt] = entry.context
+            if entry.note:
+                progress.note(entry.note)
+    return found
+
+
+def _states(
+    prompts: Sequence[str], load_encoder: Callable[[], TextEncoder], progress: Progress, report: PeakReport
+) -> tuple[dict[str, str], list[mx.array]]:
+    """Remarks by prompt, and every prompt's hidden states; the encoder is freed when this returns."""
+    notes: dict[str, str] = {}
     with phase("text encoder", report), resident(load_encoder) as encoder:
-        tokens = [
-            encoder.tokenizer.nothing() if number and not prompt.strip() else encoder.tokenize(prompt)
-            for number, prompt in enumerate(distinct)
-        ]
-        for ids in tokens:
+        tokens = [encoder.tokenize(prompt) for prompt in prompts]
+        for prompt, ids in zip(prompts, tokens, strict=True):
             if ids.cut:
-                progress.note(_cut_note(ids))
-        with progress.phase("encode text", len(distinct) * (encoder.layers + 1), "layer") as advance:
+                notes[prompt] = _cut_note(ids)
+                progress.note(notes[prompt])
+        with progress.phase("encode text", len(prompts) * (encoder.layers + 1), "layer") as advance:
 
             def layer_done(index: int, state: mx.array) -> None:
                 mx.eval(state)  # one layer per command buffer
@@ -52,17 +83,23 @@ def encode_text(
             for hidden in states:
                 mx.eval(hidden)
         del encoder
-    contexts: dict[str, TextContext] = {}
+    return notes, states
+
+
+def _projected(
+    states: list[mx.array], load_projections: Callable[[], TextProjections], report: PeakReport
+) -> list[TextContext]:
+    """Contexts in the order of the states, each of which is let go when its context is there."""
+    contexts = []
     with phase("text projections", report), resident(load_projections) as projections:
         while states:
-            prompt = distinct[len(contexts)]
             context = projections(states.pop(0))
             for stream in (context.video, context.audio):
                 if stream is not None:
                     refuse_non_finite(stream, "the text encoder")
-            contexts[prompt] = context
+            contexts.append(context)
         del projections
-    return [contexts[prompt] for prompt in prompts]
+    return contexts
 
 
 def _cut_note(tokens: PromptTokens) -> str:

@@ -11,8 +11,10 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
 from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.traits import Traits
+from mlx_ltx2.weights.embedding_cache import EmbeddingCache, identity_of
 from mlx_ltx2.weights.hub import FileName
 from mlx_ltx2.weights.index import TEXT_ENCODER, ModelFolder
 from mlx_ltx2.weights.load import load_component, load_statistics, read_shards
@@ -79,6 +81,12 @@ class Networks:
 
     def text_folder(self) -> Path:
         return self.text_encoder or self.model.folder(TEXT_ENCODER)
+
+    def embedding_cache(self, folder: Path, say: Say | None = None) -> EmbeddingCache:
+        """Text contexts of this text encoder and these projections, kept in `folder`."""
+        parts = (self.text_folder(), self.model.folder("text_projections"))
+        identity = identity_of(*parts, dtype=self.dtype, length=CONTEXT_TOKENS)
+        return EmbeddingCache(folder, identity, say=say or self.say)
 
     def load(self, name: str) -> nn.Module:
         """Any component but the transformer and the text encoder."""

@@ -1,0 +1,185 @@
+"""Text contexts on disk, so that a prompt that was seen before needs no text encoder.
+
+One safetensors file per prompt, named by a hash of everything the context depends on. A file that does not hash to what
+it says of itself is made again. Prompts are not stored, apart from the remark on one that had to be cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.states import TextContext
+from mlx_ltx2.version import VERSION
+from mlx_ltx2.weights.header import header_bytes, read_header
+
+FORMAT = "1"
+MAX_BYTES = 2 * 10**9
+"""A context of LTX-2.3 takes 12.6 MB, so about 160 prompts are kept."""
+
+_STREAMS = ("video", "audio")
+_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
+_PARTIAL = ".partial"
+_ABANDONED_S = 3600
+"""Age at which a half-written file belongs to a run that was killed."""
+
+Say = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class CachedContext:
+    """A context as it was made, and the remark that was made with it, if any."""
+
+    context: TextContext
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddingCache:
+    """Contexts of one text encoder and one set of projections.
+
+    folder: made when the first context is kept. identity: of encoder and projections, see `identity_of`. max_bytes: the
+    contexts that were not used for longest go when there are more. say: takes remarks.
+    """
+
+    folder: Path
+    identity: str
+    max_bytes: int = MAX_BYTES
+    say: Say = field(default=_silent, compare=False)
+
+    def path(self, prompt: str) -> Path:
+        """Where a prompt's context is, or would be."""
+        name = hashlib.sha256(f"{FORMAT}\0{self.identity}\0{prompt}".encode()).hexdigest()
+        return self.folder / f"{name}.safetensors"
+
+    def get(self, prompt: str) -> CachedContext | None:
+        """The prompt's context, or None if there is none that can be trusted."""
+        path = self.path(prompt)
+        if not path.is_file():
+            return None
+        try:
+            found = _read(path)
+        except (OSError, RuntimeError, ValueError, KeyError, WeightsError) as error:
+            self.say(f"a kept prompt embedding is damaged and is made again ({path.name}: {error})")
+            with contextlib.suppress(OSError):
+                path.unlink()
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the least recently used go first
+        return found
+
+    def put(self, prompt: str, context: TextContext, note: str | None = None) -> None:
+        """Keep a context. One that cannot be written is said, and the run goes on."""
+        path = self.path(prompt)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room()
+            _write(path, context, note)
+            self._make_room()
+        except OSError as error:
+            self.say(
+                f"the prompt's embedding could not be kept in {self.folder} ({error.strerror or error}); the next run "
+                "with this prompt will load the text encoder again"
+            )
+
+    def _make_room(self) -> None:
+        """Remove what was not used for longest, and what runs that were killed left behind."""
+        entries = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another run may be at it too
+                found = path.stat()
+                if path.suffix == _PARTIAL and time.time() - found.st_mtime > _ABANDONED_S:
+                    path.unlink()
+                elif path.suffix == ".safetensors":
+                    entries.append((found.st_mtime_ns, found.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.max_bytes:
+                return
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def identity_of(*folders: Path, **more: object) -> str:
+    """A hash that changes with the weights and configs of the folders, and with `more`.
+
+    Weights count by their headers, sizes and times of change, so that gigabytes are not read; small files by content.
+    The release of this package and of MLX and the kind of device belong to it, since they decide the last bits.
+    """
+    digest = hashlib.sha256(f"{VERSION} {mx.__version__} {mx.default_device()}".encode())
+    for key, value in sorted(more.items()):
+        digest.update(f"{key}={value}\0".encode())
+    for folder in folders:
+        digest.update(b"folder\0")
+        for path in sorted(p for p in folder.iterdir() if p.is_file()):
+            for part in _fingerprint(path):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> Iterator[bytes]:
+    found = path.stat()
+    if path.suffix == ".safetensors":
+        yield f"{path.name} {found.st_size} {found.st_mtime_ns}\0".encode()
+        with path.open("rb") as file:
+            yield file.read(read_header(path).data_begin)
+    elif path.suffix in (".json", ".model", ".txt", ".jinja"):
+        yield f"{path.name} {found.st_size}\0".encode()
+        yield path.read_bytes()
+
+
+def _read(path: Path) -> CachedContext:
+    read_header(path)
+    arrays, metadata = cast(
+        "tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(path), return_metadata=True)
+    )
+    mx.eval(arrays)
+    if metadata.get("format") != FORMAT or metadata.get("sha256") != _digest(arrays, metadata):
+        raise ValueError("its content is not what it was written with")
+    return CachedContext(TextContext(arrays.get("video"), arrays.get("audio")), metadata.get("note"))
+
+
+def _write(path: Path, context: TextContext, note: str | None) -> None:
+    arrays = {name: a for name in _STREAMS if (a := getattr(context, name)) is not None}
+    metadata = {"format": FORMAT, **({"note": note} if note else {})}
+    metadata["sha256"] = _digest(arrays, metadata)
+    entries = [(name, _DTYPES[array.dtype], tuple(array.shape)) for name, array in arrays.items()]
+    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=_PARTIAL)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(header_bytes(entries, metadata))
+            for array in arrays.values():
+                file.write(_bytes(array))
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def _digest(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256((metadata.get("note") or "").encode())
+    for name in _STREAMS:
+        if name in arrays:
+            array = arrays[name]
+            digest.update(f"{name} {_DTYPES[array.dtype]} {tuple(array.shape)}\0".encode())
+            digest.update(_bytes(array))
+    return digest.hexdigest()
+
+
+def _bytes(array: mx.array) -> memoryview:
+    return memoryview(np.array(mx.contiguous(array).view(mx.uint8))).cast("B")
