@@ -164,20 +164,32 @@ def segments(
     return torch.stack(mels), torch.stack(low), torch.stack(high)
 
 
+@torch.no_grad()
+def start_vocoder(part: torch.nn.Module) -> None:
+    """Begin almost linear: small activations around the mean log-mel, near-identity residuals, little output."""
+    orthogonal(part)
+    part.conv_in.weight.mul_(0.05)
+    part.conv_in.bias.copy_(9 * part.conv_in.weight.sum((1, 2)))
+    for block in part.resnets:
+        for layer in block.convs2:
+            layer.weight.mul_(0.1)
+    part.conv_out.weight.mul_(0.1)
+
+
 def train_vocoder(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
     """Train core and extension together; saves `vocoder.pt`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     voice = vocoder()
-    orthogonal(voice)
-    with torch.no_grad():
-        voice.bwe_generator.conv_out.weight.mul_(0.01)
+    for part in (voice.vocoder, voice.bwe_generator):
+        start_vocoder(part)
+    voice.vocoder.final_act_fn = None  # a clamp would stop gradients; it is back when the weights are used
     fixed_tables(voice)
     vae = audio_vae()
     vae.load_state_dict(torch.load(out / "audio_vae.pt"))
     pool = scenes(3, 4096, two=0.3)
     unseen = [sample_scene(np.random.default_rng(55 + i), "any", 0.3) for i in range(12)]
-    optimiser = Optimiser(voice.named_parameters(), 1.5e-3, ends=("conv_in", "conv_out"))
+    optimiser = Optimiser(voice.named_parameters(), 2e-3, ends=("conv_in", "conv_out"))
     average = Average(voice)
     clock = Clock("vocoder", out, steps=steps, minutes=minutes)
 

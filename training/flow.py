@@ -116,7 +116,9 @@ def flow_loss(model: Denoiser, b: Batch, slots: int) -> tuple[torch.Tensor, torc
     ):
         t = mask * s[:, None]
         noise = torch.randn_like(x0)
-        x = x0 + t[..., None] * (noise - x0)
+        # What is given comes from an encoder, which is not exact.
+        inexact = 0.25 * torch.rand(count, 1, 1) * torch.randn_like(x0)
+        x = x0 + t[..., None] * (noise - x0) + (1 - mask[..., None]) * inexact
         steps = s[:, None] if bool((mask == 1).all()) else t
         streams.append(Stream(x, steps, s, where))
         targets.append((noise - x0, mask * (s[:, None] > 0)))

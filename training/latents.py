@@ -1,4 +1,4 @@
-"""Encode the clips of the world once: video latents at both sizes, key frames, and audio tokens."""
+"""What the denoiser learns from: video codes at both sizes, key frames, and audio tokens, computed once."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ import numpy as np
 import torch
 
 from training import audio as sounds
+from training.code import normalised, scene_code
 from training.dit import normalise
 from training.models import audio_vae, autocast, video_vae
 from training.video_vae import encode
-from training.world import FRAMES, Scene, render, scenes
+from training.world import FRAMES, Scene, scenes
 
 AUDIO_TOKENS = 51
 KEYFRAMES = (24, 48)
 
 
+def load_audio(out: Path) -> torch.nn.Module:
+    """The trained audio VAE, frozen."""
+    audio = audio_vae()
+    audio.load_state_dict(torch.load(out / "audio_vae.pt"))
+    return audio.eval().requires_grad_(False)
+
+
 def load_codecs(out: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The trained video and audio VAEs, frozen."""
-    video, audio = video_vae(), audio_vae()
+    video = video_vae()
     video.load_state_dict(torch.load(out / "video_vae.pt"))
-    audio.load_state_dict(torch.load(out / "audio_vae.pt"))
-    return video.eval().requires_grad_(False), audio.eval().requires_grad_(False)
+    return video.eval().requires_grad_(False), load_audio(out)
 
 
 @torch.no_grad()
@@ -42,18 +49,19 @@ def encode_sound(vae: torch.nn.Module, wave: torch.Tensor) -> torch.Tensor:
     return (tokens - vae.latents_mean) / vae.latents_std
 
 
-def build(
-    out: Path, pool: list[Scene], size: int, name: str, outline: bool = False
-) -> dict[str, torch.Tensor]:
-    """Encode scenes and save `name`.pt: video (N, C, 7, h, w), keys (N, K, C, h, w), audio (N, 51, 32)."""
-    video, audio = load_codecs(out)
+def code(scene: Scene, size: int, outline: bool = False, frame: int | None = None) -> torch.Tensor:
+    """Normalised latents of a clip, exact: (C, F', h, w); or of one frame alone."""
+    one = {} if frame is None else {"start": frame, "frames": 1}
+    return torch.from_numpy(normalised(scene_code(scene, size, outline=outline, **one))).permute(3, 0, 1, 2)
+
+
+def build(out: Path, pool: list[Scene], size: int, name: str, outline: bool = False) -> dict[str, torch.Tensor]:
+    """Codes of scenes in `name`.pt: video (N, C, 7, h, w), keys (N, K, C, h, w), audio (N, 51, 32)."""
+    audio = load_audio(out)
     rows: dict[str, list[torch.Tensor]] = {"video": [], "keys": [], "audio": []}
     for scene in pool:
-        pixels, _ = render(scene, size, outline=outline)
-        rows["video"].append(encode_pixels(video, pixels).half())
-        rows["keys"].append(
-            torch.stack([encode_pixels(video, pixels[k : k + 1])[:, 0] for k in KEYFRAMES]).half()
-        )
+        rows["video"].append(code(scene, size, outline).half())
+        rows["keys"].append(torch.stack([code(scene, size, outline, k)[:, 0] for k in KEYFRAMES]).half())
     for i in range(0, len(pool), 16):
         rows["audio"].extend(encode_sound(audio, sounds.waves(pool[i : i + 16])).half())
     found = {key: torch.stack(values) for key, values in rows.items()}
@@ -68,9 +76,9 @@ def train_pool(count: int) -> list[Scene]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--count", type=int, default=3072)
-    parser.add_argument("--large", type=int, default=768)
-    parser.add_argument("--outlines", type=int, default=384)
+    parser.add_argument("--count", type=int, default=8192)
+    parser.add_argument("--large", type=int, default=2048)
+    parser.add_argument("--outlines", type=int, default=1024)
     a = parser.parse_args()
     assert KEYFRAMES[-1] + 1 == FRAMES
     build(a.out, train_pool(a.count), 64, "latents_64")

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,38 +23,23 @@ class Part:
     module: str
     arguments: tuple[str, ...] = ()
     budget: float | None = None
-    before: Callable[[Path], None] | None = None
-
-
-def _keep_first(out: Path) -> None:
-    shutil.copyfile(out / "video_vae.pt", out / "video_vae_first.pt")
-
-
-def _keep_joint(out: Path) -> None:
-    shutil.copyfile(out / "video_vae.pt", out / "video_vae_joint.pt")
 
 
 def parts(out: Path) -> list[Part]:
-    """All parts in order. The encoder is final after `video_vae_2`; everything that follows reads its latents."""
+    """All parts in order. Only `latents` and what stands after it need what stands before."""
     restored = str(out / "restored")
     return [
         Part("gemma", "text", ("--steps", "500")),
-        Part("video_vae", "video_vae", (), 8),
-        Part("video_vae_2", "video_vae", ("--start", str(out / "video_vae_first.pt")), 12, _keep_first),
+        Part("video_decoder", "video_vae", ("decoder",), 40),
+        Part("video_encoder", "video_vae", ("encoder",), 20),
+        Part("join", "video_vae", ("join",)),
         Part("audio_vae", "audio", ("vae",), 7),
+        Part("vocoder", "audio", ("vocoder",), 7),
         Part("latents", "latents"),
         Part("denoiser", "flow", (), 34),
         Part("upsampler", "upsampler", (), 4),
         Part("distilled", "lora", ("distilled",), 9),
         Part("outlines", "lora", ("outlines",), 4),
-        Part("vocoder", "audio", ("vocoder",), 7),
-        Part(
-            "video_decoder",
-            "video_vae",
-            ("--decoder", "--start", str(out / "video_vae_joint.pt")),
-            12,
-            _keep_joint,
-        ),
         Part("export", "export", ("--restore", restored)),
         Part("verify", "verify", (restored,)),
         Part("evaluate", "evaluate", (restored,)),
@@ -73,8 +56,6 @@ def run(out: Path, minutes: float | None, only: list[str]) -> None:
         mark = out / f"{part.name}.done"
         if mark.exists() or (only and part.name not in only):
             continue
-        if part.before is not None:
-            part.before(out)
         command = [sys.executable, "-m", f"training.{part.module}", *part.arguments]
         if part.name not in ("verify",):
             command += ["--out", str(out)]

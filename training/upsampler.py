@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from training.dit import denormalise, normalise
-from training.latents import load_codecs
 from training.models import upsampler
 from training.optim import Average, Clock, Optimiser, orthogonal
+from training.video_vae import statistics
 
 
 def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
     """Train and save `upsampler.pt`; it works on latents that are not normalised, as the reference's does."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    video, _ = load_codecs(out)
+    mean, std = statistics()
     small = torch.load(out / "latents_64.pt")["video"]
     large = torch.load(out / "latents_128.pt")["video"]
     held = len(large) // 16
@@ -31,7 +30,7 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
     def error(index: np.ndarray, noise: float) -> torch.Tensor:
         low, high = small[index].float(), large[index].float()
         low = low + noise * torch.rand(len(index), 1, 1, 1, 1) * torch.randn_like(low)
-        return (normalise(model(denormalise(low, video)), video) - high).square().mean()
+        return ((model(low * std + mean) - mean) / std - high).square().mean()
 
     while clock.running():
         loss = error(held + rng.integers(len(large) - held, size=32), 0.3)
