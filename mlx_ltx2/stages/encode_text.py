@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
+from mlx_ltx2.errors import RequestError
 from mlx_ltx2.memory import PeakReport, phase, resident
 from mlx_ltx2.progress import Progress
 from mlx_ltx2.stages.sanity import refuse_non_finite
@@ -35,9 +36,12 @@ def encode_text(
     """One context per prompt, in the projections' dtype; equal prompts are encoded once.
 
     Only the real tokens run through the encoder; the projections fill the rest of the context with learned registers.
+    Prompts after the first may be empty: guidance then leads away from the unprompted.
     cache: where contexts are looked up and kept; None encodes every prompt.
     Raises: RequestError for an empty prompt, WeightsError if encoder and projections do not belong together.
     """
+    if not prompts[0].strip():
+        raise RequestError("the prompt is empty; describe what should be seen and heard.")
     distinct = list(dict.fromkeys(prompts))
     contexts = {} if cache is None else _kept(distinct, cache, progress)
     missing = [prompt for prompt in distinct if prompt not in contexts]
@@ -68,7 +72,7 @@ def _states(
     """Remarks by prompt, and every prompt's hidden states; the encoder is freed when this returns."""
     notes: dict[str, str] = {}
     with phase("text encoder", report), resident(load_encoder) as encoder:
-        tokens = [encoder.tokenize(prompt) for prompt in prompts]
+        tokens = [encoder.tokenize(p) if p.strip() else encoder.tokenizer.nothing() for p in prompts]
         for prompt, ids in zip(prompts, tokens, strict=True):
             if ids.cut:
                 notes[prompt] = _cut_note(ids)
