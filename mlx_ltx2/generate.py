@@ -14,7 +14,7 @@ import numpy as np
 from mlx_ltx2 import memory
 from mlx_ltx2.diffusion.patchify import audio_to_tokens, video_to_tokens
 from mlx_ltx2.errors import RequestError
-from mlx_ltx2.library import open_model, open_text_encoder
+from mlx_ltx2.library import open_model, open_text_encoder, prompt_folder
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, replacing
 from mlx_ltx2.pipelines import parts, presets, recipes
@@ -61,9 +61,17 @@ class Output:
 class LTX2Pipeline:
     """A model, ready to make clips. Weights are read when a stage needs them and freed after it."""
 
-    def __init__(self, networks: Networks, name: str, *, memory: MemoryOptions | None = None):
+    def __init__(
+        self,
+        networks: Networks,
+        name: str,
+        *,
+        memory: MemoryOptions | None = None,
+        prompt_cache: bool = False,
+    ):
         self.networks = networks
         self.name = name
+        self.prompt_cache = prompt_cache
         self.memory = memory or MemoryOptions()
 
     @classmethod
@@ -78,6 +86,7 @@ class LTX2Pipeline:
         resident_blocks: int | None = None,
         dtype: mx.Dtype | None = None,
         variant: str | None = None,
+        prompt_cache: bool = True,
         progress: Progress | None = None,
     ) -> LTX2Pipeline:
         """Open a model.
@@ -89,6 +98,7 @@ class LTX2Pipeline:
         transformer and the text encoder block by block, False never does, None does where nothing else fits.
         resident_blocks: blocks of the transformer that stay meanwhile.
         variant: "dev" or "distilled" where the source holds both; None takes "distilled".
+        prompt_cache: keep prompt embeddings on disk, so that a prompt that was used before loads no text encoder.
         Raises: WeightsError, ResourceError.
         """
         folder = open_model(
@@ -102,7 +112,8 @@ class LTX2Pipeline:
             None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
         )
         networks = Networks(folder, encoder, dtype, *([progress.note] if progress else []))
-        return cls(networks, str(model), memory=MemoryOptions(memory_limit, low_memory, resident_blocks))
+        options = MemoryOptions(memory_limit, low_memory, resident_blocks)
+        return cls(networks, str(model), memory=options, prompt_cache=prompt_cache)
 
     def card(self, request: Request) -> parts.ModelCard:
         """What recipes may know about this model."""
@@ -176,6 +187,8 @@ class LTX2Pipeline:
         self.networks.check_loras(use.path for stage in plan.stages for use in stage.loras if use.strength)
         for note in plan.notes:
             session.progress.note(note)
+        if self.prompt_cache and not session.contexts and session.prompt_cache is None:
+            session.prompt_cache = self.networks.embedding_cache(prompt_folder(), session.progress.note)
         session.memory = self.plan_memory(plan, contexts_given=bool(session.contexts))
         plan = replace(plan, memory=session.memory.to_dict())
         with memory.limits(memory_bytes=session.memory.budget, say=session.progress.note):
@@ -308,6 +321,7 @@ def generate(
     model: str | Path = DEFAULT_MODEL,
     text_encoder: str | Path | None = None,
     output: str | Path | None = None,
+    prompt_cache: bool = True,
     progress: Progress | str | None = None,
     **options: Any,
 ) -> Clip:
@@ -317,7 +331,9 @@ def generate(
     """
     shown = make_progress(progress) if isinstance(progress, str) else progress
     variant = presets.wanted_variant(options.get("pipeline"), bool(options.get("force_guidance")))
-    pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, variant=variant, progress=shown)
+    pipeline = LTX2Pipeline.from_pretrained(
+        model, text_encoder=text_encoder, variant=variant, prompt_cache=prompt_cache, progress=shown
+    )
     return pipeline(prompt, output=output, progress=shown, **options)
 
 

@@ -25,6 +25,11 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else base / "mlx-ltx2"
 
 
+def prompt_folder() -> Path:
+    """Where prompt embeddings are kept."""
+    return cache_folder() / "prompts"
+
+
 def open_model(
     model: str | Path,
     *,

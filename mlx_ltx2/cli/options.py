@@ -212,12 +212,13 @@ memory_options = _stack(
     O("--memory-limit", default=None, metavar="BYTES", help="Memory that the run may use, such as 12GB (default: what the machine recommends)."),
     O("--low-memory", is_flag=True, help="Read transformer and text encoder from disk block by block."),
     O("--offload", type=click.Choice(["none", "cpu", "disk"]), default=None, help="disk is --low-memory; none and cpu keep networks whole (memory is shared)."),
+    O("--no-prompt-cache", is_flag=True, help="Neither look prompt embeddings up on disk nor keep them there."),
     O("--resident-blocks", type=click.IntRange(0), default=None, help="Transformer blocks that stay in memory when it is streamed."),
 )  # fmt: skip
 
 
 def take_memory_options(given: dict[str, Any]) -> dict[str, Any]:
-    """The memory options among parsed ones, taken out, as options of `LTX2Pipeline.from_pretrained`.
+    """The memory and cache options among parsed ones, taken out, as options of `LTX2Pipeline.from_pretrained`.
 
     Raises: RequestError if they contradict each other.
     """
@@ -235,6 +236,7 @@ def take_memory_options(given: dict[str, Any]) -> dict[str, Any]:
         "memory_limit": None if limit is None else parse_bytes(limit),
         "low_memory": streamed if blocks is None else True,
         "resident_blocks": blocks,
+        "prompt_cache": not given.pop("no_prompt_cache", False),
     }
 
 

@@ -29,6 +29,7 @@ from mlx_ltx2.stages.source import Source, kept_frames, splice_frames, splice_so
 from mlx_ltx2.stages.upsample import upsample
 from mlx_ltx2.stages.write import Clip
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
+from mlx_ltx2.weights.embedding_cache import EmbeddingCache
 from mlx_ltx2.weights.networks import Networks
 from mlx_ltx2.weights.streaming import PacedTransformer
 from mlx_ltx2.weights.upsampler_file import check_upsampler_file
@@ -43,7 +44,7 @@ class Session:
 
     noise: stage number -> arrays that replace drawn noise (see `NoiseSource`). contexts: text contexts (positive,
     negative) that replace the text stage. source: a clip of an earlier run that is the plan's source, so that no
-    file is read and no latents are encoded again.
+    file is read and no latents are encoded again. prompt_cache: where text contexts are looked up and kept.
     """
 
     progress: Progress = field(default_factory=SilentProgress)
@@ -53,6 +54,7 @@ class Session:
     contexts: Sequence[TextContext] | None = None
     source: Clip | None = None
     memory: MemoryPlan | None = None
+    prompt_cache: EmbeddingCache | None = None
 
 
 def required_components(plan: Plan) -> tuple[str, ...]:
@@ -167,7 +169,9 @@ class Run:
             lambda: networks.load("text_projections"),
             session.progress,
             session.report,
+            session.prompt_cache,
         )
+        encoder.free()  # the enhancement may have loaded it, and kept contexts need none
         return contexts[0], contexts[1] if len(contexts) > 1 else None
 
     def _encode(self) -> Media:

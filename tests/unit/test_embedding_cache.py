@@ -12,8 +12,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_ltx2.generate import LTX2Pipeline
 from mlx_ltx2.library import open_model
 from mlx_ltx2.memory import PeakReport
+from mlx_ltx2.pipelines.run import Run
 from mlx_ltx2.progress import SilentProgress
 from mlx_ltx2.stages.encode_text import encode_text
 from mlx_ltx2.states import TextContext
@@ -207,3 +209,30 @@ def test_the_encoder_is_freed_before_the_projections_load(tiny_model) -> None:
     del made
     mx.clear_cache()
     assert mx.get_active_memory() - before < 10_000
+
+
+def test_a_pipeline_keeps_prompts_unless_told_not_to(
+    tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_LTX2_CACHE", str(tmp_path))
+    options: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 9, "output_type": "latent", "seed": 1}
+    model = tiny_model()
+
+    runs = []
+    for _ in range(2):
+        clip = LTX2Pipeline.from_pretrained(model)("a kite", **options)
+        runs.append((np.array(clip.latents.astype(mx.float32)), "text encoder" in clip.peaks))
+    assert [encoded for _, encoded in runs] == [True, False]
+    np.testing.assert_array_equal(runs[0][0], runs[1][0])
+    assert len(list((tmp_path / "prompts").iterdir())) == 1
+
+    class Reached(Exception):
+        pass
+
+    def latents(self: Run) -> None:
+        assert self.session.prompt_cache is None
+        raise Reached
+
+    monkeypatch.setattr(Run, "latents", latents)
+    with pytest.raises(Reached):
+        LTX2Pipeline.from_pretrained(model, prompt_cache=False)("a kite", **options)
