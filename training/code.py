@@ -65,7 +65,15 @@ def _attributes(scene: Scene, size: int, middles: np.ndarray, outline: bool) -> 
     return found
 
 
-_GROUPS = ((16, 0.09, 0.25), (4, 0.0, 0.13), (3, 0.1, 0.6), (4, 0.23, 0.42), (1, 0.08, 0.16), (1, 0.0, 0.3), (3, -0.62, 0.26))
+_GROUPS = (  # channels, mean, deviation, over the scenes of the world
+    (16, 0.09, 0.25),
+    (4, 0.0, 0.13),
+    (3, 0.1, 0.6),
+    (4, 0.23, 0.42),
+    (1, 0.08, 0.16),
+    (1, 0.0, 0.3),
+    (3, -0.62, 0.26),
+)
 MEAN = np.concatenate([np.full(n, m, np.float32) for n, m, _ in _GROUPS])
 STD = np.concatenate([np.full(n, s, np.float32) for n, _, s in _GROUPS])
 

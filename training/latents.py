@@ -55,18 +55,11 @@ def code(scene: Scene, size: int, outline: bool = False, frame: int | None = Non
     return torch.from_numpy(normalised(scene_code(scene, size, outline=outline, **one))).permute(3, 0, 1, 2)
 
 
-def build(out: Path, pool: list[Scene], size: int, name: str, outline: bool = False) -> dict[str, torch.Tensor]:
+def build(out: Path, pool: list[Scene], size: int, name: str, audio: torch.Tensor, outline: bool = False) -> None:
     """Codes of scenes in `name`.pt: video (N, C, 7, h, w), keys (N, K, C, h, w), audio (N, 51, 32)."""
-    audio = load_audio(out)
-    rows: dict[str, list[torch.Tensor]] = {"video": [], "keys": [], "audio": []}
-    for scene in pool:
-        rows["video"].append(code(scene, size, outline).half())
-        rows["keys"].append(torch.stack([code(scene, size, outline, k)[:, 0] for k in KEYFRAMES]).half())
-    for i in range(0, len(pool), 16):
-        rows["audio"].extend(encode_sound(audio, sounds.waves(pool[i : i + 16])).half())
-    found = {key: torch.stack(values) for key, values in rows.items()}
-    torch.save(found, out / f"{name}.pt")
-    return found
+    video = torch.stack([code(scene, size, outline).half() for scene in pool])
+    keys = torch.stack([torch.stack([code(s, size, outline, k)[:, 0] for k in KEYFRAMES]).half() for s in pool])
+    torch.save({"video": video, "keys": keys, "audio": audio[: len(pool)].clone()}, out / f"{name}.pt")
 
 
 def train_pool(count: int) -> list[Scene]:
@@ -76,12 +69,15 @@ def train_pool(count: int) -> list[Scene]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--count", type=int, default=8192)
+    parser.add_argument("--count", type=int, default=4096)
     parser.add_argument("--large", type=int, default=2048)
     parser.add_argument("--outlines", type=int, default=1024)
     a = parser.parse_args()
     assert KEYFRAMES[-1] + 1 == FRAMES
-    build(a.out, train_pool(a.count), 64, "latents_64")
-    build(a.out, train_pool(a.large), 128, "latents_128")
-    build(a.out, train_pool(a.outlines), 64, "outlines_64", outline=True)
-    build(a.out, train_pool(a.outlines // 4), 128, "outlines_128", outline=True)
+    ordered = train_pool(a.count)  # every set begins with the same scenes, so their sounds are encoded once
+    vae = load_audio(a.out)
+    audio = torch.cat([encode_sound(vae, sounds.waves(ordered[i : i + 16])).half() for i in range(0, a.count, 16)])
+    build(a.out, ordered, 64, "latents_64", audio)
+    build(a.out, ordered[: a.large], 128, "latents_128", audio)
+    build(a.out, ordered[: a.outlines], 64, "outlines_64", audio, outline=True)
+    build(a.out, ordered[: a.outlines // 4], 128, "outlines_128", audio, outline=True)
