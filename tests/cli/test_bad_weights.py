@@ -373,7 +373,7 @@ def test_interrupt_in_every_phase(phase, tiny_model, refused, older, inputs, mon
         return inner()
 
     monkeypatch.setattr(progress.SilentProgress, "phase", watched)
-    more = [*inputs, "--output-audio", "sound.wav", "--save-frames", "--quiet"]
+    more = [*inputs, "-p", phase, "--output-audio", "sound.wav", "--save-frames", "--quiet"]  # a prompt nobody kept
     if phase == "encode audio":
         more += ["--audio-file", "tone.wav"]
     refused(command(tiny_model(), *more), INTERRUPTED, "interrupted", "nothing was left behind")
@@ -399,7 +399,7 @@ def test_interrupt_between_the_steps(where, tiny_model, refused, older, inputs, 
         "write_wav": (__import__("sys").modules["mlx_ltx2.generate"], "write_wav"),
     }[where]
     monkeypatch.setattr(*owner, stop)
-    more = [*inputs, "--output-audio", "sound.wav", "--save-frames", "--quiet"]
+    more = [*inputs, "-p", where, "--output-audio", "sound.wav", "--save-frames", "--quiet"]
     refused(command(tiny_model(), *more), INTERRUPTED, "interrupted", "nothing was left behind")
 
 
