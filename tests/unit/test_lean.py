@@ -20,7 +20,8 @@ from mlx_ltx2.diffusion.guidance import GuidanceParams
 from mlx_ltx2.diffusion.loop import denoise
 from mlx_ltx2.diffusion.noise import NoiseSource
 from mlx_ltx2.diffusion.steppers import make_stepper
-from mlx_ltx2.models.layers import linear
+from mlx_ltx2.models.layers import attention, linear
+from mlx_ltx2.models.layers.attention import Attention
 from mlx_ltx2.models.layers.linear import QuantizedLinear, dequantize_when_wide, turned
 from mlx_ltx2.models.transformer import Kept, Transformer, TransformerBlock, text_bytes
 from mlx_ltx2.models.transformer import model as transformer_model
@@ -221,7 +222,20 @@ def test_a_step_waits_for_nothing_but_its_end(monkeypatch: pytest.MonkeyPatch) -
     assert mx.eval is real_eval
 
 
-# --- Linear layers ---
+# --- Layers ---
+
+
+@pytest.mark.skipif(mx.default_device() != mx.Device(mx.cpu), reason="the GPU has fused attention")
+@pytest.mark.parametrize("masked", [None, "rows", "shared"])
+def test_attention_in_pieces_is_the_same(masked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = Attention(16, 16, 2, 8), mx.random.normal((2, 11, 16), key=mx.random.key(0))
+    mask = None if masked is None else mx.random.normal((2, 1, 11 if masked == "rows" else 1, 11))
+    want = layer(x, mask=mask)
+    monkeypatch.setattr(attention, "CPU_QUERIES", 4)
+    with metered() as meter:
+        got = layer(x, mask=mask)
+    assert meter.counts["attention"] == 3 and relative_error(as_numpy(got), as_numpy(want)) < 1e-6
+
 
 MODES = [("affine", 8, 64), ("affine", 6, 64), ("affine", 4, 32), ("mxfp8", 8, 32), ("mxfp4", 4, 32), ("nvfp4", 4, 16)]
 

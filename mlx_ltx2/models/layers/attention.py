@@ -10,11 +10,26 @@ from mlx import nn
 
 from mlx_ltx2.models.layers.rope import Rope
 
+CPU_QUERIES = 256
+"""Rows of the score matrix that exist at a time on the CPU."""
+
 
 @mx.compile
 def _head_gates(logits: mx.array) -> mx.array:
     # Apart from the product with the heads, or every element of a head would compute its sigmoid again.
     return 2 * mx.sigmoid(logits)
+
+
+def _attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    """Attention of (B, H, N, D) queries. The CPU has no fused form: there, long sequences go piece by piece."""
+    attend, count = mx.fast.scaled_dot_product_attention, queries.shape[2]
+    if count <= 2 * CPU_QUERIES or mx.default_device() != mx.Device(mx.cpu):
+        return attend(queries, keys, values, scale=scale, mask=mask)
+    keys, values = mx.contiguous(keys), mx.contiguous(values)  # once, or every piece would copy them
+    rows = [slice(start, start + CPU_QUERIES) for start in range(0, count, CPU_QUERIES)]
+    masks = [mask if mask is None or mask.shape[-2] == 1 else mask[..., at, :] for at in rows]
+    pieces = [attend(queries[:, :, at], keys, values, scale=scale, mask=m) for at, m in zip(rows, masks, strict=True)]
+    return mx.concatenate(pieces, axis=2)
 
 
 class Attention(nn.Module):
@@ -75,9 +90,7 @@ class Attention(nn.Module):
         queries = self._heads(self.q_norm(self.to_q(x)))
         if rope is not None:
             queries = rope(queries)
-        out = mx.fast.scaled_dot_product_attention(
-            queries.transpose(0, 2, 1, 3), keys, values, scale=self.scale, mask=mask
-        )
+        out = _attention(queries.transpose(0, 2, 1, 3), keys, values, self.scale, mask)
         if skip is not None:
             out = mx.where(skip[:, None, None, None], values, out)
         return self._project(x, out.transpose(0, 2, 1, 3))
