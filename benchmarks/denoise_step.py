@@ -123,12 +123,12 @@ def measure(generation: str, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Least squares t = a + b * FLOPs through the smallest times; residuals as shares of the measured time."""
+    """Line t = a + b * FLOPs through the smallest times, by least squares of the residuals' shares of the time."""
     import numpy as np
 
     x = np.array([row["gflop"] for row in rows])
     y = np.array([row["cpu_time"]["ours T2V"]["min_ms"] for row in rows])
-    (slope, start), _, _, _ = np.linalg.lstsq(np.stack([x, np.ones_like(x)], 1), y, rcond=None)
+    (slope, start), _, _, _ = np.linalg.lstsq(np.stack([x, np.ones_like(x)], 1) / y[:, None], y / y, rcond=None)
     residuals = (start + slope * x) / y - 1
     return {
         "gflop_per_s": round(1e3 / slope, 1),
