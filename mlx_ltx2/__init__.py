@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mlx_ltx2.errors import (
@@ -65,11 +66,11 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-class _Package(sys.modules[__name__].__class__):
+class _Package(ModuleType):
     """`mlx_ltx2.generate` names a function and the module that holds it; the function wins once both are there."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("generate", "convert") and isinstance(value, type(sys)):
+        if name in ("generate", "convert") and isinstance(value, ModuleType):
             value = getattr(value, name, value)
         super().__setattr__(name, value)
 

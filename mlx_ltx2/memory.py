@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import mlx.core as mx
 from mlx import nn
@@ -122,7 +122,7 @@ def materialised(network: T) -> T:
     return network
 
 
-class Resident:
+class Resident(Generic[T]):
     """A network that is loaded on first use and freed on request, so that two stages can share one loading.
 
     Call it to get the network; `free()` drops it. Nothing else may keep a reference to the network.

@@ -35,7 +35,10 @@ class SilentProgress:
 
     @contextlib.contextmanager
     def phase(self, name: str, total: int | None = None, unit: str = "step") -> Iterator[Advance]:
-        yield lambda n=1: None
+        def ignore(n: int = 1) -> None:
+            pass
+
+        yield ignore
 
     def note(self, text: str) -> None:
         pass
@@ -55,7 +58,11 @@ class TerminalProgress:
             total=total, desc=f"{name:<16}", unit=unit, unit_scale=scale, unit_divisor=1000 if scale else 1,
             file=self._stream, mininterval=0.25, bar_format=layout,
         ) as bar:  # fmt: skip
-            yield lambda n=1: bar.update(n) and None
+
+            def advance(n: int = 1) -> None:
+                bar.update(n)
+
+            yield advance
 
     def note(self, text: str) -> None:
         tqdm.write(text, file=self._stream)

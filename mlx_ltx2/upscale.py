@@ -238,6 +238,7 @@ class _Upscale:
 
     def _written(self, clip: Clip, output: Path | None, crf: float, keep_frames: bool) -> None:
         plan, kept = self.plan, []
+        assert clip.latents is not None
         decoded = decode_video(
             clip.latents,
             lambda: self.networks.load("video_decoder"),

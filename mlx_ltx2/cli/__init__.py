@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import click
 
@@ -48,7 +48,7 @@ def cli() -> None:
     """LTX-2 and LTX-2.3 in MLX: text, images or sound become video with synchronised sound."""
 
 
-def run(command: Callable[..., object], args: Sequence[str] | None = None, name: str = "mlx-ltx2") -> int:
+def run(command: click.Command, args: Sequence[str] | None = None, name: str = "mlx-ltx2") -> int:
     """Run a click command and turn every outcome into an exit code; errors are one sentence on stderr."""
     try:
         command.main(args=list(sys.argv[1:] if args is None else args), prog_name=name, standalone_mode=False)

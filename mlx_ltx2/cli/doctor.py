@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from importlib.metadata import version
 
 import click
 
@@ -26,7 +27,7 @@ def command() -> None:
     facts = {
         "mlx-ltx2": VERSION,
         "Python": sys.version.split()[0],
-        "mlx": mx.__version__,
+        "mlx": version("mlx"),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": f"{mx.default_device()} {info.get('device_name', info.get('architecture', ''))}",
         "memory": f"{memory / 1e9:.1f} GB" if memory else "not reported by this backend",

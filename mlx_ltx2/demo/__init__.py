@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 from mlx_ltx2.progress import Progress
 
 SAYS = "The demo's weights are random: picture and sound are noise. It shows that the whole chain works here."
 
 
-def demo_model(progress: Progress, variant: str = "distilled") -> Path:
+def demo_model(progress: Progress, variant: Literal["distilled", "dev"] = "distilled") -> Path:
     """The converted demo model, made on first use in the cache folder.
 
     variant: "distilled" or "dev". Raises: WeightsError, ResourceError.

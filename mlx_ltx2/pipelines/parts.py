@@ -286,7 +286,7 @@ def references(filled: Filled, card: ModelCard) -> tuple[ReferenceUse, ...]:
     for lora in filled.loras:
         metadata = card.lora_metadata.get(str(lora.path), {})
         for key, known in factors.items():
-            value = int(metadata.get(key, 1))
+            value = _factor(lora.path, key, metadata.get(key, "1"))
             if value != 1 and known not in (1, value):
                 raise RequestError(f"two IC-LoRAs disagree on {key}: {known} and {value}; use one at a time.")
             factors[key] = max(known, value)
@@ -295,10 +295,21 @@ def references(filled: Filled, card: ModelCard) -> tuple[ReferenceUse, ...]:
         check_share("reference strength", reference.strength)
     return tuple(
         ReferenceUse(
-            str(r.path), float(r.strength), *factors.values(), float(filled.attention_strength), mask
+            str(r.path),
+            float(r.strength),
+            factors["reference_downscale_factor"],
+            factors["reference_temporal_scale_factor"],
+            float(filled.attention_strength),
+            mask,
         )
         for r in filled.references
     )
+
+
+def _factor(lora: object, key: str, text: str) -> int:
+    if not str(text).isdigit() or int(text) < 1:
+        raise RequestError(f"LoRA {lora}: its metadata says {key} = {text!r}; a whole number from 1 is needed.")
+    return int(text)
 
 
 def notes(filled: Filled, shape: VideoShape) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def as_json(value: Any) -> str:
     """Compact JSON of plain values, dataclasses and paths."""
 
     def plain(item: Any) -> Any:
-        return dataclasses.asdict(item) if dataclasses.is_dataclass(item) else str(item)
+        return dataclasses.asdict(item) if dataclasses.is_dataclass(item) and not isinstance(item, type) else str(item)
 
     return json.dumps(value, default=plain, ensure_ascii=False, separators=(",", ":"))
 

@@ -155,10 +155,10 @@ class Run:
         session, networks = self.session, self.networks
         layers = self.memory.resident_layers
         encoder = Resident(lambda: networks.load_text_encoder(layers))
-        if self.plan.enhance and not session.contexts:
-            plan = self.plan
+        plan, wish = self.plan, self.plan.enhance
+        if wish and not session.contexts:
             text = enhance_prompt(
-                plan.prompt, plan.enhance, plan.seed, encoder, session.progress, session.report
+                plan.prompt, wish, plan.seed, encoder, session.progress, session.report
             )
             session.progress.note(f"enhanced prompt: {text}")
             self.plan = replace(plan, enhanced_prompt=text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mlx_ltx2.diffusion.schedules import truncated_schedule
 from mlx_ltx2.errors import MediaError, RequestError, ShapeError
 from mlx_ltx2.media.frame_rate import exact_fps
@@ -87,7 +89,7 @@ def check_images(uses: Sequence[ImageUse], made: tuple[int, int]) -> None:
 
 def shortened(filled: Filled, sigmas: tuple[float, ...]) -> tuple[float, ...]:
     """The end of the schedule that the denoising strength leaves."""
-    return tuple(float(s) for s in truncated_schedule(sigmas, filled.denoising_strength))
+    return tuple(float(s) for s in truncated_schedule(np.asarray(sigmas, np.float32), filled.denoising_strength))
 
 
 def made_over(filled: Filled, sigmas: tuple[float, ...]) -> tuple[tuple[float, ...], dict[str, Any], dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.memory import PeakReport, phase
@@ -110,7 +111,7 @@ def _sampled(encoder: TextEncoder, prompt: tuple[int, ...], temperature: float, 
             low, high = seed & 0xFFFFFFFF, seed >> 32
             key = mx.random.key((low * 1_000_003 + high * 8191 + step) & 0xFFFFFFFFFFFFFFFF)
             chosen = mx.random.categorical(logits / temperature, key=key)
-        last = int(chosen.item())
+        last = int(np.array(chosen))
         if last in ends:
             return
         yield last

@@ -6,6 +6,7 @@ Damaged weights of the right shape and an overflow of float16 load without compl
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
 from mlx_ltx2.errors import LTX2Error
 
@@ -30,8 +31,8 @@ class Flatness:
 
     def look(self, pixels: mx.array) -> None:
         """pixels: any shape, before they are clipped to a picture's range."""
-        self._low = min(self._low, mx.min(pixels).item())
-        self._high = max(self._high, mx.max(pixels).item())
+        self._low = min(self._low, float(np.array(mx.min(pixels).astype(mx.float32))))
+        self._high = max(self._high, float(np.array(mx.max(pixels).astype(mx.float32))))
 
     def refuse_flat(self, who: str) -> None:
         """Raise LTX2Error if every value seen was the same."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx import nn
 
 from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
@@ -88,7 +87,7 @@ class Networks:
         identity = identity_of(*parts, dtype=self.dtype, length=CONTEXT_TOKENS)
         return EmbeddingCache(folder, identity, say=say or self.say)
 
-    def load(self, name: str) -> nn.Module:
+    def load(self, name: str) -> Any:
         """Any component but the transformer and the text encoder."""
         return load_component(self.model, name, dtype=self.dtype)
 
@@ -109,7 +108,7 @@ class Networks:
         say = say or self.say
         files = [(self._lora(path, say) if strength else Path(path), strength) for path, strength in loras]
         absent = self._linear_shapes() if files else ()
-        streams = {"dtype": self.dtype, "video": video, "audio": audio}
+        streams: dict[str, Any] = {"dtype": self.dtype, "video": video, "audio": audio}
         if resident_blocks is None:
             network: Any = load_component(self.model, "transformer", **streams)
             reports = apply_loras(network, files, absent=absent)
@@ -155,7 +154,7 @@ class Networks:
         stored = self.model.config("transformer").get("quantization") or {}
         return stored_shapes(tensors, stored.get("group_size"))
 
-    def load_upsampler(self, kind: str, path: str | None = None) -> nn.Module:
+    def load_upsampler(self, kind: str, path: str | None = None) -> Any:
         """path: an official file to use instead of the model's own upsampler."""
         return self.load(UPSAMPLERS[kind]) if path is None else load_upsampler_file(path, kind, self.dtype)
 
