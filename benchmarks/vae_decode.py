@@ -125,9 +125,7 @@ def measure(module: Any, generation: str, frames: int, chunk: int, rounds: int) 
         "frames": frames,
         "weights_mb": round(sum(x.nbytes for _, x in tree_flatten(module.parameters())) / 1e6, 1),
         "peak_mb": {name: round(value / 1e6, 1) for name, value in peaks.items()},
-        "predicted_mb": round(
-            streaming_decode_bytes(module.config, ROWS, COLUMNS, 4, chunk, unfolds=unfolds) / 1e6, 1
-        ),
+        "predicted_mb": round(streaming_decode_bytes(module.config, ROWS, COLUMNS, 4, chunk, unfolds=unfolds) / 1e6, 1),
         "time": {name: summary(values) for name, values in times.items()},
         "time_ratio": {name: ratio(times, name, "whole") for name in ("streamed", "tiled")},
         "psnr": {name: psnr(pixels[name], pixels["whole"]) for name in ("streamed", "tiled")},
@@ -146,9 +144,7 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             found["peak, 33 / 17 frames"].append((weights + beyond[33]) / (weights + beyond[17]))
         if 33 in beyond:
             found["peak beyond weights, longest / 33 frames"].append(beyond[max(beyond)] / beyond[33])
-        found["time, streamed / whole"] += [
-            row["time_ratio"]["streamed"]["paired_median"] for row in own.values()
-        ]
+        found["time, streamed / whole"] += [row["time_ratio"]["streamed"]["paired_median"] for row in own.values()]
         found["PSNR, streamed"] += [row["psnr"]["streamed"] for row in own.values()]
     table = {}
     for name, values in found.items():
@@ -173,9 +169,7 @@ def table(result: dict[str, Any]) -> str:
             f"{t['streamed']['paired_median']:6} {t['tiled']['paired_median']:6} | {q['streamed']:6} {q['tiled']:6}"
         )
     for name, entry in result["bounds"].items():
-        lines.append(
-            f"{name}: {entry['worst']} (bound {entry['bound']}) {'ok' if entry['holds'] else 'MISSED'}"
-        )
+        lines.append(f"{name}: {entry['worst']} (bound {entry['bound']}) {'ok' if entry['holds'] else 'MISSED'}")
     return "\n".join(lines)
 
 
@@ -186,12 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, nargs="+", default=[17, 33, 65], help="8k+1")
-    parser.add_argument(
-        "--generations", nargs="+", default=["22B", "19B"], choices=["19B", "19B distilled", "22B"]
-    )
-    parser.add_argument(
-        "--channels", type=int, default=32, help="base channels; 128 in the released decoders"
-    )
+    parser.add_argument("--generations", nargs="+", default=["22B", "19B"], choices=["19B", "19B distilled", "22B"])
+    parser.add_argument("--channels", type=int, default=32, help="base channels; 128 in the released decoders")
     parser.add_argument("--chunk", type=int, default=4)
     parser.add_argument("--output", type=Path, default=None)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""`python -m mlx_ltx2.convert` and `from mlx_ltx2.convert import convert`; the converter itself is `mlx_ltx2_convert`."""
+"""`python -m mlx_ltx2.convert`; the converter itself is `mlx_ltx2_convert`."""
 
 from __future__ import annotations
 

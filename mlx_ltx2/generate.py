@@ -40,8 +40,8 @@ DEFAULT_CRF = 19
 class Output:
     """What to do with the result.
 
-    path: file to write while frames decode, or None. audio_path: WAV file for the sound. save_frames: numbered PNGs in a
-    folder beside `path`. crf: H.264 quality. keep_frames: hold the frames in the clip as well.
+    path: file to write while frames decode, or None. audio_path: WAV file for the sound. save_frames: PNGs in a folder
+    beside `path`. crf: H.264 quality. keep_frames: hold the frames in the clip as well.
     """
 
     path: Path | None = None
@@ -108,9 +108,7 @@ class LTX2Pipeline:
             variant=variant,
             text_encoder=text_encoder is None,
         )
-        encoder = (
-            None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
-        )
+        encoder = None if text_encoder is None else open_text_encoder(text_encoder, progress or SilentProgress())
         networks = Networks(folder, encoder, dtype, *([progress.note] if progress else []))
         options = MemoryOptions(memory_limit, low_memory, resident_blocks)
         return cls(networks, str(model), memory=options, prompt_cache=prompt_cache)
@@ -179,9 +177,7 @@ class LTX2Pipeline:
         """Run a plan that was made before, and write what comes out."""
         output_type = OUTPUT_ALIASES.get(output_type, output_type)
         if output_type not in OUTPUT_TYPES:
-            raise RequestError(
-                f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}."
-            )
+            raise RequestError(f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}.")
         _check_outputs(plan, output)
         self.networks.check(*required_components(plan))
         self.networks.check_loras(use.path for stage in plan.stages for use in stage.loras if use.strength)
@@ -298,9 +294,7 @@ def first_noise(
             continue
         array = mx.array(value).astype(mx.float32)
         if array.ndim != rank:
-            raise RequestError(
-                f"{name} latents of shape {array.shape}: {rank} axes are needed, channels last."
-            )
+            raise RequestError(f"{name} latents of shape {array.shape}: {rank} axes are needed, channels last.")
         noise[(name, "initial", 0)] = np.array(tokens(array))
     return noise
 

@@ -40,8 +40,8 @@ def open_model(
 ) -> ModelFolder:
     """A converted model for whatever names one.
 
-    model: a converted folder; a hub id of a converted or an official model; an official file or a folder that holds one;
-    "demo". What is not converted yet is converted into the cache, after saying what that costs.
+    model: a converted folder; a hub id of a converted or an official model; an official file or its folder; "demo".
+    What is not converted yet is converted into the cache, after saying what that costs.
     variant: "dev" or "distilled" where there is a choice of both. text_encoder: False converts without one.
     Raises: WeightsError, ResourceError.
     """

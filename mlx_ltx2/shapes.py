@@ -50,9 +50,7 @@ class VideoShape:
         return self.frames / self.fps
 
     def latent(self, scale: VideoScale = VideoScale()) -> LatentShape:
-        return LatentShape(
-            (self.frames - 1) // scale.time + 1, self.height // scale.space, self.width // scale.space
-        )
+        return LatentShape((self.frames - 1) // scale.time + 1, self.height // scale.space, self.width // scale.space)
 
     def halved(self) -> VideoShape:
         return VideoShape(self.frames, self.height // 2, self.width // 2, self.fps)
@@ -71,9 +69,7 @@ class LatentShape:
         return self.frames * self.height * self.width
 
     def pixels(self, fps: float = 24.0, scale: VideoScale = VideoScale()) -> VideoShape:
-        return VideoShape(
-            (self.frames - 1) * scale.time + 1, self.height * scale.space, self.width * scale.space, fps
-        )
+        return VideoShape((self.frames - 1) * scale.time + 1, self.height * scale.space, self.width * scale.space, fps)
 
 
 def audio_latent_frames(seconds: float, scale: AudioScale = AudioScale()) -> int:
@@ -123,8 +119,6 @@ def check_video_shape(shape: VideoShape, *, two_stage: bool, scale: VideoScale =
     check_frames(shape.frames, scale)
     check_fps(shape.fps)
     if max(shape.height, shape.width) > 8192:
-        raise ShapeError(
-            f"{shape.width}x{shape.height} is larger than the model's positions allow; use at most 8192."
-        )
+        raise ShapeError(f"{shape.width}x{shape.height} is larger than the model's positions allow; use at most 8192.")
     if shape.frames > 8 * 512 + 1:
         raise ShapeError(f"num_frames {shape.frames} is beyond any useful clip; use at most {8 * 512 + 1}.")

@@ -137,9 +137,7 @@ class Traits:
         params = self._audio.get("model", {}).get("params", {})
         stft = self._audio.get("preprocessing", {}).get("stft", {})
         downsample = 2 ** (len(params.get("ddconfig", {}).get("ch_mult", (1, 2, 4))) - 1)
-        return AudioScale(
-            int(params.get("sampling_rate", 16000)), int(stft.get("hop_length", 160)), downsample
-        )
+        return AudioScale(int(params.get("sampling_rate", 16000)), int(stft.get("hop_length", 160)), downsample)
 
     @property
     def audio_latent(self) -> tuple[int, int]:
@@ -185,10 +183,7 @@ def _version(metadata: Mapping[str, str], config: Mapping[str, Any]) -> tuple[in
 def _refuse_unknown(version: tuple[int, ...], config: Mapping[str, Any], names: set[str], where: str) -> None:
     transformer = config["transformer"]
     newer = version >= (2, 4) or "gemma_source_checkpoint" in config
-    newer = (
-        newer
-        or config.get("vae", {}).get("_class_name", "CausalVideoAutoencoder") != "CausalVideoAutoencoder"
-    )
+    newer = newer or config.get("vae", {}).get("_class_name", "CausalVideoAutoencoder") != "CausalVideoAutoencoder"
     newer = newer or transformer.get("use_keyframes_abs_pos_embedding") or transformer.get("ff_bias") is False
     if newer or (version and version[0] != 2):
         shown = ".".join(map(str, version)) or "unknown"

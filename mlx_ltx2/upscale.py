@@ -229,9 +229,7 @@ class _Upscale:
                 grid, latent.shape[-1], plan.shape.fps, latent=latent, dtype=network.dtype, scale=self.scale
             )
             states = StatePair(started(state, "video", noise, noise_scale=plan.sigmas[0]), None)
-            states = denoise(
-                network, states, Guided(context), plan.sigmas, "euler", noise, lambda *_: advance(1)
-            )
+            states = denoise(network, states, Guided(context), plan.sigmas, "euler", noise, lambda *_: advance(1))
             del network
         assert states.video is not None
         return result_video(states.video, grid)

@@ -73,7 +73,5 @@ def main(names: Iterable[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(rooms())}; all if none is given"
-    )
+    parser.add_argument("rooms", nargs="*", metavar="ROOM", help=f"of {', '.join(rooms())}; all if none is given")
     main(parser.parse_args(sys.argv[1:]).rooms)

@@ -77,7 +77,7 @@ def config() -> dict:
         ("compress_all_res", 1),
         ("compress_all_res", 2),
     )
-    up = (("compress_space", 2), ("compress_time", 2), ("compress_all", 1), ("compress_all", 2))
+    up = (("compress_space", 1), ("compress_time", 1), ("compress_all", 1))
 
     def blocks(layers: tuple[int, ...], between: tuple[tuple[str, int], ...]) -> list:
         rows: list = [["res_x", {"num_layers": layers[0]}]]
@@ -90,7 +90,7 @@ def config() -> dict:
         "encoder_base_channels": LATENT,
         "decoder_base_channels": DECODER_BASE,
         "encoder_blocks": blocks(ENCODER_LAYERS, down),
-        "decoder_blocks": blocks(DECODER_LAYERS, up),
+        "decoder_blocks": [*blocks(DECODER_LAYERS, up), ["compress_all", {"multiplier": 8}]],
     }
     dd = found["audio_vae"]["model"]["params"]["ddconfig"]
     dd |= {
@@ -134,9 +134,9 @@ def video_names(state: Tensors) -> Tensors:
             decoder = part[1] == "up_blocks"
             index = 2 * int(part[2])
             if part[3] == "resnets":
-                part[2:4] = [str(index + 2 if decoder else index), "res_blocks"]
+                part[2:4] = [str(index + 1 if decoder else index), "res_blocks"]
             else:
-                part[2:5] = [str(index + 1)]
+                part[2:5] = [str(index if decoder else index + 1)]
         elif part[1] == "mid_block":
             part[1:3] = (
                 ["up_blocks", "0", "res_blocks"]

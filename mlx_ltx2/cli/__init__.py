@@ -68,7 +68,9 @@ def run(command: click.Command, args: Sequence[str] | None = None, name: str = "
     except Exception as error:
         if os.environ.get("MLX_LTX2_TRACEBACK"):
             raise
-        text = f"unexpected {type(error).__name__}: {error}\nSet MLX_LTX2_TRACEBACK=1 to see where, and please report it."
+        text = (
+            f"unexpected {type(error).__name__}: {error}\nSet MLX_LTX2_TRACEBACK=1 to see where, and please report it."
+        )
         return _complain(text, 1)
     return 0
 

@@ -13,13 +13,9 @@ DTYPES = ("bfloat16", "float16", "float32")
 
 
 @click.command("convert", context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--source", "--hf-path", required=True, help="Official file, a folder that holds one, or a hub id."
-)
+@click.option("--source", "--hf-path", required=True, help="Official file, a folder that holds one, or a hub id.")
 @click.option("--output", "--mlx-path", required=True, help="Folder to write.")
-@click.option(
-    "--variant", type=click.Choice(["distilled", "dev"]), default=None, help="Which checkpoint of several."
-)
+@click.option("--variant", type=click.Choice(["distilled", "dev"]), default=None, help="Which checkpoint of several.")
 @click.option("-q", "--quantize", is_flag=True, help="Quantize the transformer's large layers.")
 @click.option("--q-bits", type=int, default=None, help="2, 3, 4, 5, 6 or 8 (default 8).")
 @click.option("--q-group-size", type=int, default=None, help="32, 64 or 128 (default 64).")

@@ -13,7 +13,9 @@ from mlx_ltx2.errors import RequestError
 @click.command("enhance", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--prompt", "-p", required=True, help="The idea to write out.")
 @click.option("--image", "-i", default=None, help="The clip will begin with this image.")
-@click.option("--model", "--model-repo", "model", default=None, help="Model whose text encoder writes; 'demo' is built in.")
+@click.option(
+    "--model", "--model-repo", "model", default=None, help="Model whose text encoder writes; 'demo' is built in."
+)
 @click.option(
     "--text-encoder", "--text-encoder-repo", "--gemma-root", default=None, help="Gemma 3 folder or hub id instead."
 )

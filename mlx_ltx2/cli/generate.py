@@ -21,9 +21,7 @@ IGNORED = ("stream", "no_fp8", "quantization", "enhance_static_cache", "compile_
 @opts.memory_options
 @opts.output_options
 @opts.report_options
-@click.option(
-    "--list-lora-files", metavar="REPO", default=None, help="List the LoRA files of a hub repo and stop."
-)
+@click.option("--list-lora-files", metavar="REPO", default=None, help="List the LoRA files of a hub repo and stop.")
 def command(list_lora_files: str | None, **given: Any) -> None:
     """Make a clip from text, images or sound.
 

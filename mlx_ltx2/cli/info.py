@@ -57,9 +57,7 @@ def _clip(path: Path) -> dict[str, object]:
 
     stored = dict(read_metadata(path))
     if not stored:
-        raise RequestError(
-            f"{path} does not say how it was made; it is no clip of this program, or was re-encoded."
-        )
+        raise RequestError(f"{path} does not say how it was made; it is no clip of this program, or was re-encoded.")
     plan = json.loads(stored.pop("plan", "{}"))
     return {**stored, "plan": plan}
 

@@ -271,9 +271,8 @@ def request_values(options: dict[str, Any]) -> dict[str, Any]:
     options = dict(options)
     frame = options.pop("image_frame_idx", None)
     strength = options.pop("lora_strength", None)
-    if strength is not None and not options.get("loras"):  # one peer's way to set the distilled LoRA's strength
-        if options.get("lora_strength_stage_2") is None:
-            options["lora_strength_stage_2"] = strength
+    if strength is not None and not options.get("loras") and options.get("lora_strength_stage_2") is None:
+        options["lora_strength_stage_2"] = strength  # one peer's way to set the distilled LoRA's strength
     values: dict[str, Any] = {}
     for name, value in options.items():
         if value is None or (value is False and name != "audio") or value == ():

@@ -37,9 +37,7 @@ def command(
 
     stored = read_metadata(clip)
     if "request" not in stored:
-        raise RequestError(
-            f"{clip} does not say how it was made; it is no clip of this program, or was re-encoded."
-        )
+        raise RequestError(f"{clip} does not say how it was made; it is no clip of this program, or was re-encoded.")
     request = {**json.loads(stored["request"]), **dict(_change(c) for c in changes)}
     shown = make_progress(opts.progress_style(progress, quiet))
     pipeline = LTX2Pipeline.from_pretrained(
@@ -51,9 +49,7 @@ def command(
     plan = pipeline.plan(request.pop("prompt"), **request)
     source = Path(clip)
     target = Path(output) if output else source.with_name(f"{source.stem}-rerun{source.suffix}")
-    done = pipeline.execute(
-        plan, Output(target, crf=float(stored.get("crf", 19)), keep_frames=False), Session(shown)
-    )
+    done = pipeline.execute(plan, Output(target, crf=float(stored.get("crf", 19)), keep_frames=False), Session(shown))
     click.echo(summary(done))
 
 

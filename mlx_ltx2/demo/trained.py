@@ -111,9 +111,7 @@ def write_trained_checkpoint(
     main = {"config": json.dumps(about["config"]), "model_version": about["model_version"]}
     # The name is one that the converter knows a variant by.
     made = write(f"ltx-2.3-22b-{variant}" + ("-1.1" if variant == "distilled" else ""), checkpoint, main)
-    upsampler = write(
-        "ltx-2.3-spatial-upscaler-x2-1.1", files["upsampler"], {"config": json.dumps(about["upsampler"])}
-    )
+    upsampler = write("ltx-2.3-spatial-upscaler-x2-1.1", files["upsampler"], {"config": json.dumps(about["upsampler"])})
     rank = next(v.shape[0] for n, v in files["distilled"].items() if n.endswith("lora_A.weight"))
     lora = write(f"ltx-2.3-22b-distilled-lora-{rank}", files["distilled"], {})
     styles = folder / "loras"

@@ -44,8 +44,7 @@ class LatentAt:
         frames, height, width = self.latent.shape[1:4]
         if (height, width) != (grid.height, grid.width):
             raise ShapeError(
-                f"conditioning latents of {height}x{width} do not fit a clip of"
-                f" {grid.height}x{grid.width} latents."
+                f"conditioning latents of {height}x{width} do not fit a clip of {grid.height}x{grid.width} latents."
             )
         if self.index < 0 or self.index + frames > grid.frames:
             raise ShapeError(
@@ -72,14 +71,11 @@ class LatentAtAudio:
         count = tokens.shape[1]
         if self.index < 0 or self.index + count > state.target_tokens:
             raise ShapeError(
-                f"audio latents {self.index} to {self.index + count} lie outside the clip's"
-                f" {state.target_tokens}."
+                f"audio latents {self.index} to {self.index + count} lie outside the clip's {state.target_tokens}."
             )
         mask = state.denoise_mask.copy()
         mask[:, self.index : self.index + count] = 1 - np.float32(self.strength)
-        return replace(
-            state, clean_latent=_overwritten(state.clean_latent, tokens, self.index), denoise_mask=mask
-        )
+        return replace(state, clean_latent=_overwritten(state.clean_latent, tokens, self.index), denoise_mask=mask)
 
 
 @dataclass(frozen=True)
@@ -101,9 +97,7 @@ class Keyframe:
         shape = _check_size(self.latent, state, "keyframe")
         if self.frame < 0:
             raise RequestError(f"keyframe at frame {self.frame}: frames count from 0.")
-        positions = keyframe_positions(
-            shape, self.frame, self.fps, self.latent.shape[0], self.scale, self.pixel_frames
-        )
+        positions = keyframe_positions(shape, self.frame, self.fps, self.latent.shape[0], self.scale, self.pixel_frames)
         return appended(state, video_to_tokens(self.latent), positions, self.strength)
 
 
@@ -172,8 +166,7 @@ class LatentMask:
         want = (self.latent.shape[0], grid.frames, grid.height, grid.width)
         if self.mask.shape != want or self.latent.shape[:4] != want:
             raise ShapeError(
-                f"mask {self.mask.shape} and latents {self.latent.shape[:4]} must both be (B, F, H, W) ="
-                f" {want}."
+                f"mask {self.mask.shape} and latents {self.latent.shape[:4]} must both be (B, F, H, W) = {want}."
             )
         held = np.asarray(self.mask, np.float32).reshape(want[0], -1)
         tokens = video_to_tokens(self.latent).astype(mx.float32)
@@ -199,9 +192,7 @@ class TemporalRegion:
 
     def apply(self, state: LatentState) -> LatentState:
         if not self.start < self.end:
-            raise RequestError(
-                f"the region from {self.start} s to {self.end} s is empty; its end must be later."
-            )
+            raise RequestError(f"the region from {self.start} s to {self.end} s is empty; its end must be later.")
         times = state.positions[:, 0, : state.target_tokens]
         touched = (times[..., 1] > self.start) & (times[..., 0] < self.end)
         mask = state.denoise_mask.copy()
@@ -245,9 +236,7 @@ def appended(state: LatentState, tokens: mx.array, positions: np.ndarray, streng
     _check_strength(strength)
     batch, _, features = state.latent.shape
     if tokens.shape[0] not in (1, batch) or tokens.shape[2] != features:
-        raise ShapeError(
-            f"conditioning tokens of shape {tokens.shape} do not fit a state of {state.latent.shape}."
-        )
+        raise ShapeError(f"conditioning tokens of shape {tokens.shape} do not fit a state of {state.latent.shape}.")
     count = tokens.shape[1]
     tokens = mx.broadcast_to(tokens.astype(state.latent.dtype), (batch, count, features))
     positions = np.broadcast_to(positions, (batch, *positions.shape[1:]))
@@ -301,11 +290,7 @@ def attention_weights(mask: np.ndarray, latent_frames: int, height: int, width: 
     if latent_frames > 1 and (frames - 1) % (latent_frames - 1):
         raise ShapeError(f"a mask of {frames} frames does not divide into {latent_frames} latent frames.")
     cells = mask.reshape(frames, height, rows // height, width, columns // width).mean(axis=(2, 4))
-    later = (
-        cells[1:].reshape(latent_frames - 1, -1, height, width).mean(axis=1)
-        if latent_frames > 1
-        else cells[:0]
-    )
+    later = cells[1:].reshape(latent_frames - 1, -1, height, width).mean(axis=1) if latent_frames > 1 else cells[:0]
     return np.concatenate([cells[:1], later]).reshape(-1).astype(np.float32)
 
 
@@ -316,9 +301,7 @@ def _overwritten(x: mx.array, tokens: mx.array, start: int) -> mx.array:
 
 def _check_strength(strength: float) -> None:
     if not 0 <= strength <= 1:
-        raise RequestError(
-            f"conditioning strength {strength} is out of range; use 0 (ignore) to 1 (keep exactly)."
-        )
+        raise RequestError(f"conditioning strength {strength} is out of range; use 0 (ignore) to 1 (keep exactly).")
 
 
 def _check_size(latent: mx.array, state: LatentState, what: str) -> LatentShape:
@@ -326,7 +309,6 @@ def _check_size(latent: mx.array, state: LatentState, what: str) -> LatentShape:
     shape = LatentShape(*latent.shape[1:4])
     if (shape.height, shape.width) != (grid.height, grid.width):
         raise ShapeError(
-            f"{what} latents of {shape.height}x{shape.width} do not fit a clip of"
-            f" {grid.height}x{grid.width} latents."
+            f"{what} latents of {shape.height}x{shape.width} do not fit a clip of {grid.height}x{grid.width} latents."
         )
     return shape

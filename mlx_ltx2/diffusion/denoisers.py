@@ -80,9 +80,7 @@ class Evaluator:
     evaluations counts forward passes, calls counts invocations of the network.
     """
 
-    def __init__(
-        self, model: VelocityModel, rope: RopeBuilder | None = None, max_batch_size: int = 1
-    ) -> None:
+    def __init__(self, model: VelocityModel, rope: RopeBuilder | None = None, max_batch_size: int = 1) -> None:
         if max_batch_size < 1:
             raise RequestError(f"max_batch_size {max_batch_size} must be at least 1.")
         self.model = model
@@ -269,9 +267,7 @@ def _blocks(params: GuidanceParams | None) -> Blocks:
     return "all" if params.stg_blocks == "all" else frozenset(params.stg_blocks)
 
 
-def _guided(
-    predictions: Sequence[LatentPair | None], stream: int, params: GuidanceParams | None
-) -> mx.array | None:
+def _guided(predictions: Sequence[LatentPair | None], stream: int, params: GuidanceParams | None) -> mx.array | None:
     cond, uncond, perturbed, isolated = (None if pair is None else pair[stream] for pair in predictions)
     if cond is None or params is None:
         return None

@@ -59,9 +59,7 @@ class NoiseSource:
             drawn = _overwrite_head(drawn, given, f"{modality} {stream} noise")
         return np.asarray(drawn, np.float32)
 
-    def normalized(
-        self, modality: ModalityName, shape: tuple[int, ...], stream: Stream, step: int
-    ) -> np.ndarray:
+    def normalized(self, modality: ModalityName, shape: tuple[int, ...], stream: Stream, step: int) -> np.ndarray:
         """Noise for the res_2s sampler: mean 0 and deviation 1 over the whole array, then over each sample.
 
         Injected arrays are used as they are.
@@ -85,8 +83,7 @@ def _overwrite_head(drawn: np.ndarray, given: np.ndarray, name: str) -> np.ndarr
     fits = given.ndim == drawn.ndim == 3 and given.shape[::2] == drawn.shape[::2]
     if not fits or given.shape[1] > drawn.shape[1]:
         raise ShapeError(
-            f"{name} of shape {given.shape} was given; this clip needs {drawn.shape} as"
-            " (batch, tokens, features)."
+            f"{name} of shape {given.shape} was given; this clip needs {drawn.shape} as (batch, tokens, features)."
         )
     drawn[:, : given.shape[1]] = given
     return drawn

@@ -42,7 +42,5 @@ def tokens_to_audio(tokens: mx.array, bins: int = 16, channels: int = 8) -> mx.a
     """
     batch, frames, features = tokens.shape
     if features != bins * channels:
-        raise ShapeError(
-            f"An audio token of {features} features is not {channels} channels of {bins} mel bins."
-        )
+        raise ShapeError(f"An audio token of {features} features is not {channels} channels of {bins} mel bins.")
     return tokens.reshape(batch, frames, channels, bins).transpose(0, 1, 3, 2)

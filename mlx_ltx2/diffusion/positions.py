@@ -33,9 +33,7 @@ def _batched(bounds: np.ndarray, batch: int) -> np.ndarray:
     return np.repeat(bounds[None], batch, axis=0)
 
 
-def video_positions(
-    shape: LatentShape, fps: float, batch: int = 1, scale: VideoScale = VideoScale()
-) -> np.ndarray:
+def video_positions(shape: LatentShape, fps: float, batch: int = 1, scale: VideoScale = VideoScale()) -> np.ndarray:
     """Bounds of a clip's tokens: (B, 3, N, 2) float32. Frame 0 is [0, 1/fps), frame k [(8k-7)/fps,
     (8k+1)/fps).
     """
@@ -44,9 +42,7 @@ def video_positions(
     return _batched(bounds, batch)
 
 
-def audio_positions(
-    frames: int, batch: int = 1, scale: AudioScale = AudioScale(), first: int = 0
-) -> np.ndarray:
+def audio_positions(frames: int, batch: int = 1, scale: AudioScale = AudioScale(), first: int = 0) -> np.ndarray:
     """Bounds of audio latents `first` .. `first + frames`: (B, 1, T, 2) float32 seconds; latent 0 is [0,
     0.01).
     """

@@ -56,9 +56,7 @@ def ltx2_schedule(
     return np.append(sigmas, 0).astype(np.float32)
 
 
-def linear_quadratic_schedule(
-    steps: int, threshold: float = 0.025, linear_steps: int | None = None
-) -> np.ndarray:
+def linear_quadratic_schedule(steps: int, threshold: float = 0.025, linear_steps: int | None = None) -> np.ndarray:
     """Linear in noise up to `threshold`, quadratic after it: (steps + 1,) float32 from 1 to 0.
 
     Raises: RequestError if steps < 1 or linear_steps does not lie in [1, steps].
@@ -111,9 +109,7 @@ def truncated_schedule(sigmas: np.ndarray, strength: float) -> np.ndarray:
     Raises: RequestError unless 0 < strength <= 1.
     """
     if not 0 < strength <= 1:
-        raise RequestError(
-            f"denoising strength {strength} is out of range; use a number above 0 and at most 1."
-        )
+        raise RequestError(f"denoising strength {strength} is out of range; use a number above 0 and at most 1.")
     steps = len(sigmas) - 1
     keep = max(1, round(strength * steps))
     return sigmas[steps - keep :]
@@ -130,9 +126,7 @@ def checked_sigmas(sigmas: Sequence[float] | np.ndarray, name: str = "sigmas") -
     except (TypeError, ValueError):
         raise RequestError(f"{name} {sigmas!r} is not a list of numbers; use e.g. 1.0 0.9 0.5 0.") from None
     if values.ndim != 1 or len(values) < 2:
-        raise RequestError(
-            f"{name} needs at least two numbers in one list, such as 1.0 0.5 0; got {sigmas!r}."
-        )
+        raise RequestError(f"{name} needs at least two numbers in one list, such as 1.0 0.5 0; got {sigmas!r}.")
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
         raise RequestError(f"{name} must be finite and lie in [0, 1]; got {values.tolist()}.")
     if values[-1] != 0:

@@ -190,11 +190,7 @@ def to_modality(
     rows = repeat * state.latent.shape[0]
     mask = state.attention_mask
     if mask is not None and mask.shape[0] != rows:  # else handed on as it is, so that it is known again
-        mask = (
-            mx.broadcast_to(mask, (rows, *mask.shape[1:]))
-            if mask.shape[0] == 1
-            else mx.tile(mask, (repeat, 1, 1))
-        )
+        mask = mx.broadcast_to(mask, (rows, *mask.shape[1:])) if mask.shape[0] == 1 else mx.tile(mask, (repeat, 1, 1))
     if context.shape[0] != rows:
         context = mx.broadcast_to(context, (rows, *context.shape[1:]))
     return Modality(

@@ -51,9 +51,7 @@ def move_each(states: StatePair, x0: LatentPair, move: Move) -> StatePair:
     def one(name: ModalityName, state: LatentState | None, target: mx.array | None) -> LatentState | None:
         if state is None or target is None:
             return state
-        return state.with_latent(
-            move(name, state.latent.astype(mx.float32), target).astype(state.latent.dtype)
-        )
+        return state.with_latent(move(name, state.latent.astype(mx.float32), target).astype(state.latent.dtype))
 
     return StatePair(one("video", states.video, x0.video), one("audio", states.audio, x0.audio))
 
@@ -235,9 +233,7 @@ class Res2s:
             anchor = anchors[name]
             target = anchor + h * (b1 * (early[name] - anchor) + b2 * (x0 - anchor))
             fresh = self._fresh(name, x, "step", step.index)
-            return blend(
-                _stream(states, name), sde_step(anchor, target, step.sigma, step.following, fresh, self.eta)
-            )
+            return blend(_stream(states, name), sde_step(anchor, target, step.sigma, step.following, fresh, self.eta))
 
         return move_each(states, second, to_next)
 

@@ -51,9 +51,7 @@ class TileSize:
             if size and overlap >= size:
                 raise RequestError(f"tile overlap {overlap} must be less than the tile {name} {size}.")
         if not (self.height or self.width) and self.overlap:
-            raise RequestError(
-                f"tile overlap {self.overlap} without a tile size; give a tile size or overlap 0."
-            )
+            raise RequestError(f"tile overlap {self.overlap} without a tile size; give a tile size or overlap 0.")
         if not self.frames and self.frame_overlap:
             raise RequestError(f"tile frame overlap {self.frame_overlap} without a number of tile frames.")
 
@@ -68,8 +66,7 @@ class TileSize:
             if size % step or size < 2 * step:
                 low = max(2 * step, size // step * step)
                 raise RequestError(
-                    f"tile {name} {size} is not a multiple of {step} of at least {2 * step};"
-                    f" use {low} or {low + step}."
+                    f"tile {name} {size} is not a multiple of {step} of at least {2 * step}; use {low} or {low + step}."
                 )
             if overlap % step:
                 raise RequestError(f"tile overlap {overlap} ({name}) is not a multiple of {step}.")
@@ -81,9 +78,7 @@ class TileSize:
         for name, size, overlap in self._axes():
             least = 16 if name == "frames" else 64
             if size and overlap < least:
-                raise RequestError(
-                    f"tile overlap {overlap} ({name}) is below the {least} that encoding needs."
-                )
+                raise RequestError(f"tile overlap {overlap} ({name}) is below the {least} that encoding needs.")
 
     def _axes(self) -> tuple[tuple[str, int, int], ...]:
         return (
@@ -348,9 +343,7 @@ def _to_pixels(part: Interval, scale: VideoScale, causal: bool) -> Interval:
     return Interval(part.start * step, 1 + (part.end - 1) * step, left, part.right * step)
 
 
-def _spans(
-    sources: list[tuple[int, int]], targets: list[Interval], length: int, causal: bool
-) -> tuple[Span, ...]:
+def _spans(sources: list[tuple[int, int]], targets: list[Interval], length: int, causal: bool) -> tuple[Span, ...]:
     ramps = [trapezoid(part.end - part.start, part.left, part.right, from_zero=causal) for part in targets]
     total = np.zeros(length)
     for part, ramp in zip(targets, ramps, strict=True):

@@ -62,9 +62,7 @@ class GifSink:
 class WebpSink:
     """Animated WebP: every frame a lossy key frame, appended to the file at once (WebP container spec)."""
 
-    def __init__(
-        self, partial: Path, height: int, width: int, fps: Fraction, metadata: Mapping[str, str]
-    ) -> None:
+    def __init__(self, partial: Path, height: int, width: int, fps: Fraction, metadata: Mapping[str, str]) -> None:
         if max(height, width) > _WEBP_SIDE:
             raise RequestError(f"WebP sides are at most {_WEBP_SIDE} pixels, not {width}x{height}; use .mp4.")
         self._fps, self._frames = fps, 0
@@ -81,9 +79,7 @@ class WebpSink:
         Image.fromarray(frame).save(encoded, "WEBP", quality=_WEBP_QUALITY, method=4)
         still = encoded.getvalue()[12:]  # after RIFF, size and WEBP comes the picture's own chunk
         replace_canvas = 0x02
-        header = (
-            bytes(6) + self._canvas + _uint24(_ticks(self._frames, self._fps, 1000)) + bytes([replace_canvas])
-        )
+        header = bytes(6) + self._canvas + _uint24(_ticks(self._frames, self._fps, 1000)) + bytes([replace_canvas])
         self._chunk(b"ANMF", header + still)
         self._frames += 1
 

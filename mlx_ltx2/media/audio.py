@@ -29,9 +29,7 @@ _DOWNMIX = {
 """Left and right from 3.0, quad, 5.0, 5.1 and 7.1 in ffmpeg's order (ITU-R BS.775, low effects left out)."""
 
 
-def read_audio(
-    path: str | os.PathLike[str], start_seconds: float = 0.0, max_seconds: float | None = None
-) -> Waveform:
+def read_audio(path: str | os.PathLike[str], start_seconds: float = 0.0, max_seconds: float | None = None) -> Waveform:
     """Read a WAV, FLAC, MP3, OGG, M4A, or a video's sound track, at its own rate, with its own channels.
 
     start_seconds: first instant to keep, >= 0, counted from the beginning of the file (of the picture, in a
@@ -54,13 +52,9 @@ def read_audio(
     if total == 0:
         raise MediaError(f"the sound track of {path} is empty; it holds not one sample.")
     if len(samples) == 0:
-        raise MediaError(
-            f"audio start {start_seconds} s lies beyond the end of {path} ({total / rate_hz:.3f} s)."
-        )
+        raise MediaError(f"audio start {start_seconds} s lies beyond the end of {path} ({total / rate_hz:.3f} s).")
     if not np.isfinite(samples).all():
-        raise MediaError(
-            f"{path} holds samples that are no finite numbers (NaN or infinity); repair the file."
-        )
+        raise MediaError(f"{path} holds samples that are no finite numbers (NaN or infinity); repair the file.")
     return Waveform(samples, rate_hz)
 
 
@@ -155,9 +149,7 @@ def check_samples(waveform: Waveform) -> None:
         raise MediaError("the sound holds samples that are no finite numbers (NaN or infinity); not written.")
 
 
-def write_wav(
-    path: str | os.PathLike[str], waveform: Waveform, metadata: Mapping[str, str] | None = None
-) -> None:
+def write_wav(path: str | os.PathLike[str], waveform: Waveform, metadata: Mapping[str, str] | None = None) -> None:
     """Write 16-bit PCM, atomically; the folder is created. Samples beyond [-1, 1] are clipped.
 
     Full scale is 32768, as for reading, so that 16-bit sound survives a round trip bit for bit.
@@ -167,9 +159,7 @@ def write_wav(
     data = scaled.astype("<i2").tobytes()
     channels = waveform.samples.shape[1]
     block_align = 2 * channels
-    form = struct.pack(
-        "<HHIIHH", 1, channels, waveform.rate_hz, waveform.rate_hz * block_align, block_align, 16
-    )
+    form = struct.pack("<HHIIHH", 1, channels, waveform.rate_hz, waveform.rate_hz * block_align, block_align, 16)
     comment = pack(metadata).encode("ascii")
     chunks = _chunk(b"fmt ", form)
     if comment:

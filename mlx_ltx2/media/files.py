@@ -130,9 +130,7 @@ def check_writable(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"no space left on the disk that holds {folder}; free some space.") from error
-        raise MediaError(
-            f"folder {folder} cannot be written to ({_reason(error)}); choose another output."
-        ) from error
+        raise MediaError(f"folder {folder} cannot be written to ({_reason(error)}); choose another output.") from error
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise ResourceError(
@@ -149,9 +147,7 @@ def _check_suffix(target: Path, num_frames: int | None, sound_only: bool) -> Non
     allowed = AUDIO_SUFFIXES if sound_only else CLIP_SUFFIXES
     suffix = target.suffix.lower()
     if suffix not in allowed:
-        raise RequestError(
-            f"output {target} ends in {suffix or 'no suffix'!r}; use one of {', '.join(allowed)}."
-        )
+        raise RequestError(f"output {target} ends in {suffix or 'no suffix'!r}; use one of {', '.join(allowed)}.")
     if suffix in STILL_SUFFIXES and num_frames is not None and num_frames > 1:
         raise RequestError(
             f"{target} is a still image and the clip has {num_frames} frames; "

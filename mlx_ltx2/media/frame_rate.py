@@ -25,9 +25,7 @@ def exact_fps(fps: float | Fraction | str) -> Fraction:
     except (ValueError, TypeError, ZeroDivisionError):
         value = None
     if value is None or not 0 < value <= 1000:
-        raise RequestError(
-            f"fps {fps!r} is not a frame rate; use a number above 0 and at most 1000, or 30000/1001."
-        )
+        raise RequestError(f"fps {fps!r} is not a frame rate; use a number above 0 and at most 1000, or 30000/1001.")
     if value.denominator <= 1001:
         written_as_fraction = isinstance(fps, Fraction) or (isinstance(fps, str) and "/" in fps)
         if written_as_fraction or value.denominator == 1:

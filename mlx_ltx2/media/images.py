@@ -34,9 +34,7 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
                 profile = opened.info.get("icc_profile")
                 upright = ImageOps.exif_transpose(opened)
         except Image.DecompressionBombError as error:
-            raise MediaError(
-                f"{path} has too many pixels to be opened safely ({error}); shrink it first."
-            ) from error
+            raise MediaError(f"{path} has too many pixels to be opened safely ({error}); shrink it first.") from error
         return np.array(_to_srgb(_to_8_bit(upright), profile), dtype=np.uint8)
 
 
@@ -58,9 +56,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(
-                image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-            )
+            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if converted is not None:
                 return converted
         except (ImageCms.PyCMSError, OSError, ValueError):
@@ -154,9 +150,7 @@ def prepare_image(path: str | os.PathLike[str], height: int, width: int, crf: fl
     return normalize_pixels(resize_and_crop(degraded[None], height, width))
 
 
-def save_image(
-    path: str | os.PathLike[str], image: np.ndarray, metadata: Mapping[str, str] | None = None
-) -> None:
+def save_image(path: str | os.PathLike[str], image: np.ndarray, metadata: Mapping[str, str] | None = None) -> None:
     """Write uint8 (H, W, 3) as .png or .jpg, atomically; the folder is created."""
     suffix = Path(path).suffix.lower()
     if suffix not in STILL_SUFFIXES:

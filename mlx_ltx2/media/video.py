@@ -99,9 +99,7 @@ def read_frames(
     return np.stack(frames)
 
 
-def _frames(
-    path: str | os.PathLike[str], start: float, max_frames: int | None, by_time: bool
-) -> Iterator[np.ndarray]:
+def _frames(path: str | os.PathLike[str], start: float, max_frames: int | None, by_time: bool) -> Iterator[np.ndarray]:
     with reading(path, "video"), av.open(os.fspath(path)) as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"

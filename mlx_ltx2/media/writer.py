@@ -35,9 +35,7 @@ from mlx_ltx2.states import Waveform
 
 __all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
 
-_AAC_RATES_HZ = frozenset(
-    (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-)
+_AAC_RATES_HZ = frozenset((7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000))
 
 
 class Sink(Protocol):
@@ -258,9 +256,7 @@ class VideoSink:
             self._container.close()
 
 
-def save_frames(
-    folder: str | os.PathLike[str], frames: Iterable[np.ndarray], *, first: int = 0
-) -> list[Path]:
+def save_frames(folder: str | os.PathLike[str], frames: Iterable[np.ndarray], *, first: int = 0) -> list[Path]:
     """Write frames as `frame_00000.png`, ... into `folder`, which is created. Returns the paths.
 
     frames: an array (F, H, W, 3) or an iterable of (H, W, 3), uint8. first: number of the first file.
@@ -295,9 +291,7 @@ def remux_audio(
         if not sounds.streams.audio:
             raise MediaError(f"{audio_source} has no sound track.")
         options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        with av.open(
-            os.fspath(partial), "w", format=Path(output).suffix.lower()[1:], options=options
-        ) as target:
+        with av.open(os.fspath(partial), "w", format=Path(output).suffix.lower()[1:], options=options) as target:
             target.metadata.update({k: v for k, v in pictures.metadata.items() if k in ("comment", "title")})
             queues = []
             for source, stream in ((pictures, pictures.streams.video[0]), (sounds, sounds.streams.audio[0])):

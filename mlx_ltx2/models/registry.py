@@ -75,8 +75,7 @@ def _upsampler(config: Mapping[str, Any]) -> nn.Module:
 _VAE_STATISTICS = {"vae.per_channel_statistics.": "per_channel_statistics."}
 _AUDIO_STATISTICS = {"audio_vae.per_channel_statistics.": "per_channel_statistics."}
 _CONNECTORS = {
-    f"model.diffusion_model.{m}_embeddings_connector.": f"{m}_embeddings_connector."
-    for m in ("video", "audio")
+    f"model.diffusion_model.{m}_embeddings_connector.": f"{m}_embeddings_connector." for m in ("video", "audio")
 }
 
 COMPONENTS: dict[str, Component] = {
@@ -90,12 +89,8 @@ COMPONENTS: dict[str, Component] = {
             {"text_embedding_projection.": "text_embedding_projection.", **_CONNECTORS},
             _text_projections,
         ),
-        Component(
-            "video_encoder", "vae/encoder", "vae", {"vae.encoder.": "", **_VAE_STATISTICS}, _video_encoder
-        ),
-        Component(
-            "video_decoder", "vae/decoder", "vae", {"vae.decoder.": "", **_VAE_STATISTICS}, _video_decoder
-        ),
+        Component("video_encoder", "vae/encoder", "vae", {"vae.encoder.": "", **_VAE_STATISTICS}, _video_encoder),
+        Component("video_decoder", "vae/decoder", "vae", {"vae.decoder.": "", **_VAE_STATISTICS}, _video_decoder),
         Component(
             "audio_encoder",
             "audio_vae/encoder",
@@ -116,4 +111,4 @@ COMPONENTS: dict[str, Component] = {
         Component("temporal_upsampler", "upsampler/temporal-x2", None, {"": ""}, _upsampler),
     )
 }
-"""Networks by public name. `text_encoder` is not listed: it is a Gemma folder of its own and is loaded through mlx-lm's model."""
+"""Networks by public name. `text_encoder` is not listed: it is a Gemma folder of its own, loaded by mlx-lm's model."""

@@ -24,8 +24,8 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
         step = reference.downscale * card.traits.video_scale.space
         if half.height % step or half.width % step:
             raise ShapeError(
-                f"{filled.width}x{filled.height} with a reference at 1/{reference.downscale} size: height and width must "
-                f"be multiples of {2 * step}."
+                f"{filled.width}x{filled.height} with a reference at 1/{reference.downscale} size: height and width "
+                f"must be multiples of {2 * step}."
             )
     image_uses = parts.images(filled, card)
     loras = parts.distillation(filled, card)

@@ -62,9 +62,7 @@ def check_request(filled: Filled, card: ModelCard) -> None:
     if filled.sampler not in SAMPLERS:
         raise RequestError(f"sampler {filled.sampler!r} does not exist; choose one of {', '.join(SAMPLERS)}.")
     if filled.image_mode not in IMAGE_MODES:
-        raise RequestError(
-            f"image mode {filled.image_mode!r} does not exist; choose one of {', '.join(IMAGE_MODES)}."
-        )
+        raise RequestError(f"image mode {filled.image_mode!r} does not exist; choose one of {', '.join(IMAGE_MODES)}.")
     if filled.audio_file is not None and not filled.audio:
         raise RequestError("an audio file was given together with no audio; drop one of the two.")
     for name in ("image_strength", "audio_strength", "attention_strength", "denoising_strength"):
@@ -241,9 +239,7 @@ def distillation(filled: Filled, card: ModelCard) -> tuple[LoraUse, ...]:
             f"pipeline {filled.pipeline} needs a distilled model, and {card.name} is a dev model without its distilled "
             "LoRA; use --pipeline dev, give --distilled-lora FILE, or use the distilled model."
         )
-    return (
-        LoraUse(str(given.path if given else card.distilled_lora), float(given.strength if given else 1.0)),
-    )
+    return (LoraUse(str(given.path if given else card.distilled_lora), float(given.strength if given else 1.0)),)
 
 
 def audio_input(filled: Filled) -> dict[str, Any] | None:
@@ -259,7 +255,7 @@ def audio_input(filled: Filled) -> dict[str, Any] | None:
 
 
 def audio_stream(filled: Filled, params: GuidanceParams | None, **later: Any) -> StreamPlan | None:
-    """The audio stream of a stage: absent, a given recording (read only unless its strength is below 1), or generated."""
+    """The audio stream of a stage: absent, a given recording (held unless its strength is below 1), or generated."""
     if not filled.audio:
         return None
     if filled.audio_file is not None:

@@ -71,7 +71,8 @@ def describe(plan: Plan, video: VideoScale = VideoScale(), audio: AudioScale = A
     clip = plan.shape
     lines = [
         f"pipeline  {plan.pipeline} on {plan.model}",
-        f"clip      {clip.width}x{clip.height}, {clip.frames} frames at {clip.fps:g} fps, {clip.seconds:.2f} s, seed {plan.seed}",
+        f"clip      {clip.width}x{clip.height}, {clip.frames} frames at {clip.fps:g} fps, {clip.seconds:.2f} s",
+        f"seed      {plan.seed}",
         f"prompt    {plan.prompt}",
     ]
     if plan.enhance:
@@ -117,10 +118,7 @@ def _describe_stage(number: int, stage: StagePlan, video: VideoScale, audio: Aud
     for name, stream in (("video", stage.video), ("audio", stage.audio)):
         if stream and stream.guidance and stream.guidance != OFF:
             lines.append(f"          {name} guidance {_describe_guidance(stream.guidance)}")
-    lines += [
-        f"          image {i.path} at frame {i.frame}, strength {i.strength:g}, {i.mode}"
-        for i in stage.images
-    ]
+    lines += [f"          image {i.path} at frame {i.frame}, strength {i.strength:g}, {i.mode}" for i in stage.images]
     lines += [f"          reference {r.path}, strength {r.strength:g}" for r in stage.references]
     lines += [f"          LoRA {lora.path}, strength {lora.strength:g}" for lora in stage.loras]
     return lines
@@ -134,7 +132,5 @@ def _describe_audio(plan: Plan) -> str:
     if plan.audio_from is None:
         return "none"
     if isinstance(plan.audio_from, str):
-        return {"input": "the given recording, unchanged", "source": "the source clip's own track"}[
-            plan.audio_from
-        ]
+        return {"input": "the given recording, unchanged", "source": "the source clip's own track"}[plan.audio_from]
     return f"generated in stage {plan.audio_from + 1}"

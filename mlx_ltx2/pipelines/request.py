@@ -174,7 +174,7 @@ ALIASES = {
     "conditioning_attention_mask": "attention_mask",
     "conditioning_attention_strength": "attention_strength",
 }
-"""Spellings of the official tools, diffusers, DiffSynth and mlx-video (facts: their command lines and call signatures)."""
+"""Spellings of the official tools, diffusers, DiffSynth and mlx-video: their command lines and call signatures."""
 
 _TUPLES = {"sigmas", "stage_2_sigmas", "stg_blocks", "audio_stg_blocks"}
 

@@ -50,9 +50,7 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
         loras=parts.user_loras(filled, 1),
     )
     spliced = audio_from == 0 and info.has_audio
-    use = SourceUse(
-        str(filled.video), shape.frames, info.has_audio, made, sound=(start, end) if spliced else None
-    )
+    use = SourceUse(str(filled.video), shape.frames, info.has_audio, made, sound=(start, end) if spliced else None)
     if filled.retake_video:
         notes = (f"frames {made[0]} to {made[1] - 1} are made anew, all others are kept", *notes)
     notes = (*parts.notes(filled, shape), *notes)
@@ -71,9 +69,7 @@ def _stretch(filled: Filled, info: MediaInfo) -> tuple[float, float]:
             raise RequestError(f"{name} {value!r} must be a number of seconds, 0 or more.")
     until = "" if filled.end_time is None else f" to {end:g} s"
     if start >= seconds or end > seconds + 1 / float(filled.fps):
-        raise RequestError(
-            f"the stretch from {start:g} s{until} lies outside the clip, which lasts {seconds:.3f} s."
-        )
+        raise RequestError(f"the stretch from {start:g} s{until} lies outside the clip, which lasts {seconds:.3f} s.")
     if not start < end:
         raise RequestError(f"the stretch from {start:g} to {end:g} s is empty; its end must be later than its start.")
     return float(start), float(min(end, seconds))

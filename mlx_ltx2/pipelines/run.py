@@ -157,9 +157,7 @@ class Run:
         encoder = Resident(lambda: networks.load_text_encoder(layers))
         plan, wish = self.plan, self.plan.enhance
         if wish and not session.contexts:
-            text = enhance_prompt(
-                plan.prompt, wish, plan.seed, encoder, session.progress, session.report
-            )
+            text = enhance_prompt(plan.prompt, wish, plan.seed, encoder, session.progress, session.report)
             session.progress.note(f"enhanced prompt: {text}")
             self.plan = replace(plan, enhanced_prompt=text)
         prompts = [self.plan.enhanced_prompt or self.plan.prompt, self.plan.negative_prompt]
@@ -194,9 +192,7 @@ class Run:
                 return replace(media, audio=known)
             waveform = self.source.placed_sound(self.plan.shape, traits.audio_scale.rate_hz)
         assert waveform is not None
-        audio = encode_audio(
-            waveform, latents, lambda: load("audio_encoder"), traits, session.progress, session.report
-        )
+        audio = encode_audio(waveform, latents, lambda: load("audio_encoder"), traits, session.progress, session.report)
         return replace(media, audio=audio)
 
     def _upsampled(self, video: mx.array | None, stage: StagePlan) -> mx.array | None:
@@ -205,7 +201,10 @@ class Run:
             return video
         networks = self.networks
         return upsample(
-            video, lambda: networks.load_upsampler(kind, self.plan.spatial_upscaler), networks.load_statistics, self.session.report
+            video,
+            lambda: networks.load_upsampler(kind, self.plan.spatial_upscaler),
+            networks.load_statistics,
+            self.session.report,
         )
 
     def _denoise(

@@ -72,17 +72,11 @@ def _conditions(value: Any, _: Mapping[str, Any]) -> dict[str, Any]:
     """diffusers counts latent frames: 0 is the first frame, n the frame 8 (n - 1) + 1, negative ones from the end."""
     images = []
     for item in value if isinstance(value, list | tuple) else [value]:
-        get = (
-            item.get
-            if isinstance(item, Mapping)
-            else lambda name, default, item=item: getattr(item, name, default)
-        )
+        get = item.get if isinstance(item, Mapping) else lambda name, default, item=item: getattr(item, name, default)
         index = get("index", 0)
         frame = index if index <= 0 else LATENT_FRAMES * (index - 1) + 1
         if index < -1:
-            raise RequestError(
-                f"condition at latent index {index}: of negative ones only -1 has a counterpart."
-            )
+            raise RequestError(f"condition at latent index {index}: of negative ones only -1 has a counterpart.")
         images.append((get("frames", None), frame, get("strength", 1.0)))
     return {"images": images}
 

@@ -43,6 +43,4 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
             loras=parts.user_loras(filled, 2) + parts.distilled_lora(filled, card, 2),
         ),
     )
-    return parts.assemble(
-        filled, card, stages, parts.audio_source(filled, 1 if filled.pipeline == "keyframes" else 0)
-    )
+    return parts.assemble(filled, card, stages, parts.audio_source(filled, 1 if filled.pipeline == "keyframes" else 0))

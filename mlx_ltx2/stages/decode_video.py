@@ -85,9 +85,7 @@ def decode_way(
     if tiling["mode"] == "auto" and tiles is None and budget_bytes is not None:
 
         def fits(chunk: int) -> bool:
-            return (
-                streaming_decode_bytes(config, latent.height, latent.width, itemsize, chunk) <= budget_bytes
-            )
+            return streaming_decode_bytes(config, latent.height, latent.width, itemsize, chunk) <= budget_bytes
 
         if not fits(chunk):
             chunk = 1

@@ -40,22 +40,18 @@ from mlx_ltx2.traits import Traits
 class Media:
     """What was encoded, by stage number.
 
-    images, references: latents beside their uses, in the order of the stage's plan. video, audio: encoded input streams.
+    images, references: latents beside their uses, in the order of the stage's plan. video, audio: input streams.
     waveform: the given recording as it was read, native rate, for the muxer. source: what a source clip gives.
     """
 
     images: Mapping[int, Sequence[tuple[ImageUse, mx.array]]] = field(default_factory=dict)
-    references: Mapping[int, Sequence[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = field(
-        default_factory=dict
-    )
+    references: Mapping[int, Sequence[tuple[ReferenceUse, mx.array, np.ndarray | None]]] = field(default_factory=dict)
     video: Mapping[int, mx.array] = field(default_factory=dict)
     audio: mx.array | None = None
     waveform: Waveform | None = None
     source: SourceUse | None = None
 
-    def start_of(
-        self, stream: StreamPlan, kind: str, number: int, previous: mx.array | None
-    ) -> mx.array | None:
+    def start_of(self, stream: StreamPlan, kind: str, number: int, previous: mx.array | None) -> mx.array | None:
         """Initial latents of a stream, None for plain noise."""
         if stream.start == "previous":
             return previous
@@ -77,9 +73,7 @@ class Media:
             else:
                 items.append(Keyframe(latent, use.frame, fps, use.strength, scale=scale))
         for reference, latent, weights in self.references.get(number, ()):
-            item = ReferenceVideo(
-                latent, fps, reference.downscale, reference.temporal_scale, reference.strength, scale
-            )
+            item = ReferenceVideo(latent, fps, reference.downscale, reference.temporal_scale, reference.strength, scale)
             masked = weights is not None or reference.attention_strength < 1
             weight = reference.attention_strength * (1.0 if weights is None else weights)
             items.append(WithAttention(item, weight) if masked else item)
@@ -116,7 +110,7 @@ def encode_video_inputs(
     progress: Progress,
     report: PeakReport,
 ) -> Media:
-    """Latents of every image, reference and source clip that the stages name; no encoder is loaded if there are none."""
+    """Latents of every image, reference and source clip that the stages name; without any, no encoder is loaded."""
     use = None if source is None else source.use
     known = _known_latents(stages, source, traits)
     wanting = {n for n, s in enumerate(stages) if _wants_source(s) and n not in known}
@@ -141,8 +135,7 @@ def encode_video_inputs(
         for number, stage in enumerate(stages):
             shape = stage.shape
             images[number] = [
-                (use, encoded(prepare_image(use.path, shape.height, shape.width, use.crf)))
-                for use in stage.images
+                (use, encoded(prepare_image(use.path, shape.height, shape.width, use.crf))) for use in stage.images
             ]
             references[number] = [_reference(use, shape, traits, encoded) for use in stage.references]
             if source is not None and number in wanting:
@@ -211,9 +204,7 @@ def _reference(
         return use, latent, None
     mask = resize_and_crop(read_frames(use.mask, max_frames=len(frames)), shape.height, shape.width)
     if len(mask) != len(frames):
-        raise MediaError(
-            f"mask {use.mask} has {len(mask)} frames, the reference has {len(frames)}; give equally many."
-        )
+        raise MediaError(f"mask {use.mask} has {len(mask)} frames, the reference has {len(frames)}; give equally many.")
     return use, latent, attention_weights(mask.mean(axis=-1) / 255, *latent.shape[1:4])
 
 

@@ -145,9 +145,7 @@ def _fingerprint(path: Path) -> Iterator[bytes]:
 
 def _read(path: Path) -> CachedContext:
     read_header(path)
-    arrays, metadata = cast(
-        "tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(path), return_metadata=True)
-    )
+    arrays, metadata = cast("tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(path), return_metadata=True))
     mx.eval(arrays)
     if metadata.get("format") != FORMAT or metadata.get("sha256") != _digest(arrays, metadata):
         raise ValueError("its content is not what it was written with")

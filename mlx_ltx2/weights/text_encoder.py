@@ -78,9 +78,7 @@ class TextEncoder:
         """Raises: RequestError if the prompt is empty."""
         return self.tokenizer(prompt)
 
-    def states(
-        self, tokens: PromptTokens, on_layer: Callable[[int, mx.array], None] | None = None
-    ) -> mx.array:
+    def states(self, tokens: PromptTokens, on_layer: Callable[[int, mx.array], None] | None = None) -> mx.array:
         """(1, T, width, layers + 1), lazy; `on_layer` as in `hidden_states`."""
         return self.states_of([tokens], on_layer)[0]
 
@@ -187,9 +185,7 @@ def _stream(model: Model, found: _Folder, resident: int) -> None:
 _EMBEDDING = "model.embed_tokens."
 
 
-def _check(
-    folder: str | Path, width: int | None, layers: int | None
-) -> tuple[_Folder, Model, PromptTokenizer]:
+def _check(folder: str | Path, width: int | None, layers: int | None) -> tuple[_Folder, Model, PromptTokenizer]:
     found = _read(Path(folder))
     sizes = (
         ("hidden_size", found.args.hidden_size, width),
@@ -260,9 +256,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise WeightsError(f"{index}: cannot be understood ({error}). Download it again.") from None
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise WeightsError(
-            f"{folder}: the index names files that are missing: {_listed(missing)}. Download them."
-        )
+        raise WeightsError(f"{folder}: the index names files that are missing: {_listed(missing)}. Download them.")
     return files
 
 
@@ -282,9 +276,7 @@ def _quantize(model: Model, found: _Folder) -> None:
 def _packing(path: str, width: int, found: _Folder) -> dict[str, Any]:
     weight, scales = found.infos.get(f"{path}.weight"), found.infos[f"{path}.scales"]
     if weight is None or weight.dtype != "U32" or not scales.shape or not scales.shape[-1]:
-        raise WeightsError(
-            f"{found.path}: {path} is quantized in a way that is not understood. Convert it again."
-        )
+        raise WeightsError(f"{found.path}: {path} is quantized in a way that is not understood. Convert it again.")
     group_size, bits = width // scales.shape[-1], weight.shape[-1] * 32 // width
     mode = "affine"
     if scales.dtype == "U8":

@@ -50,7 +50,5 @@ def _file(path: Path) -> Path:
         return path
     files = sorted(path.glob("*.safetensors"))
     if len(files) != 1 or (path / SHARD_INDEX).is_file():
-        raise WeightsError(
-            f"{path}: give the official file of one latent upsampler, not a folder with {len(files)}."
-        )
+        raise WeightsError(f"{path}: give the official file of one latent upsampler, not a folder with {len(files)}.")
     return files[0]

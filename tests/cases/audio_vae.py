@@ -132,9 +132,7 @@ def no_weights(config: dict) -> nn.Module:
     return nn.Module()
 
 
-def sound(
-    rng: np.random.Generator, *, shape: tuple[int, ...], rate_hz: int = 16000, quiet: bool = False
-) -> Arrays:
+def sound(rng: np.random.Generator, *, shape: tuple[int, ...], rate_hz: int = 16000, quiet: bool = False) -> Arrays:
     """Two tones and noise; the second half is silence if `quiet`."""
     time = np.arange(shape[-2])[:, None] / rate_hz
     tones = 0.4 * np.sin(2 * np.pi * 440 * time) + 0.2 * np.sin(2 * np.pi * 3000 * time + 1)

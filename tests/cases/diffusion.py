@@ -192,9 +192,7 @@ class Scene:
     def states(self) -> tuple[LatentState, LatentState]:
         """Noised states of both streams by this package, float32."""
         given = self.arrays()
-        start = {
-            k: mx.array(given[k]) if self.start_latents else None for k in ("video_latent", "audio_latent")
-        }
+        start = {k: mx.array(given[k]) if self.start_latents else None for k in ("video_latent", "audio_latent")}
         video = state.video_state(VIDEO, CHANNELS, FPS, latent=start["video_latent"], dtype=mx.float32)
         items: list[state.ConditioningItem] = []
         if self.image:
@@ -203,9 +201,7 @@ class Scene:
             items.append(conditioning.Keyframe(mx.array(given["keyframe"]), 9, FPS, self.strength))
         video = state.add_noise(state.conditioned(video, items), given["video_noise"], self.noise_scale)
         latent = mx.array(given["audio_latent"]) if self.freeze_audio else start["audio_latent"]
-        audio = state.audio_state(
-            AUDIO_FRAMES, latent=latent, bins=BINS, channels=AUDIO_CHANNELS, dtype=mx.float32
-        )
+        audio = state.audio_state(AUDIO_FRAMES, latent=latent, bins=BINS, channels=AUDIO_CHANNELS, dtype=mx.float32)
         if self.freeze_audio:
             return video, state.freeze(audio)
         return video, state.add_noise(audio, given["audio_noise"], self.noise_scale)
@@ -266,9 +262,7 @@ NEW_SCENES = [
     Scene("ancestral", sampler="euler-ancestral", image=True, seed=25),
     Scene("ancestral guided", sampler="euler-ancestral", video=FULL, audio=FULL, seed=26),
     Scene("frozen audio", freeze_audio=True, video=FULL, image=True, seed=27),
-    Scene(
-        "one stream skips", video=GuidanceParams(cfg=3.0, modality=2.0, skip_step=2), audio=STRONG, seed=28
-    ),
+    Scene("one stream skips", video=GuidanceParams(cfg=3.0, modality=2.0, skip_step=2), audio=STRONG, seed=28),
     Scene("batched passes", video=FULL, audio=STRONG, batch_size=3, seed=29),
 ]
 """Scenes for rules that only release 1.2.0 has; its results are recorded."""

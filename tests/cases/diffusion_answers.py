@@ -62,12 +62,7 @@ def described(name: str, got: LatentState) -> Arrays:
 
 def all_answers() -> Arrays:
     return (
-        schedule_answers()
-        | guidance_answers()
-        | position_answers()
-        | item_answers()
-        | step_answers()
-        | tile_answers()
+        schedule_answers() | guidance_answers() | position_answers() | item_answers() | step_answers() | tile_answers()
     )
 
 
@@ -84,9 +79,7 @@ def guidance_answers() -> Arrays:
     cond, uncond, perturbed, isolated = map(mx.array, guide_inputs())
     out = {}
     for i, (cfg, stg, modality, rescale) in enumerate(GUIDES):
-        params = guidance.GuidanceParams(
-            cfg=cfg, stg=stg, stg_blocks=(1,), modality=modality, rescale=rescale
-        )
+        params = guidance.GuidanceParams(cfg=cfg, stg=stg, stg_blocks=(1,), modality=modality, rescale=rescale)
         out[f"guide {i}"] = np.array(guidance.guide(cond, uncond, perturbed, isolated, params))
     deltas = {
         "apg": guidance.GuidanceParams(cfg=4.0, apg=True, apg_eta=0.3),
@@ -136,9 +129,7 @@ def item_answers() -> Arrays:
         out |= described(name, state.conditioned(_video(given, start=True), chain))
     audio = state.audio_state(AUDIO_FRAMES, bins=BINS, channels=AUDIO_CHANNELS, dtype=mx.float32)
     out |= described("new/audio region", conditioning.TemporalRegion(0.05, 0.13).apply(audio))
-    out |= described(
-        "new/reference audio", conditioning.ReferenceAudio(given["sound"], strength=0.9).apply(audio)
-    )
+    out |= described("new/reference audio", conditioning.ReferenceAudio(given["sound"], strength=0.9).apply(audio))
     mixed = state.conditioned(_video(given, start=True), items["reference then image"])
     noised = state.add_noise(mixed, raw["noise"], 0.7)
     return out | {"new/noised": np.array(noised.latent)}
@@ -162,14 +153,10 @@ def flat(spans: list[tuple[slice, np.ndarray]]) -> np.ndarray:
 def tile_answers() -> Arrays:
     out = {}
     for length, size, overlap in SPATIAL:
-        plan = tiles.decode_plan(
-            LatentShape(1, length, 2), tiles.TileSize(height=size * 32, overlap=overlap * 32)
-        )
+        plan = tiles.decode_plan(LatentShape(1, length, 2), tiles.TileSize(height=size * 32, overlap=overlap * 32))
         out[f"rows {length} {size} {overlap}"] = flat([(s.target, s.weights) for s in plan.rows])
     for length, size, overlap in TEMPORAL:
-        plan = tiles.decode_plan(
-            LatentShape(length, 2, 2), tiles.TileSize(frames=size * 8, frame_overlap=overlap * 8)
-        )
+        plan = tiles.decode_plan(LatentShape(length, 2, 2), tiles.TileSize(frames=size * 8, frame_overlap=overlap * 8))
         out[f"frames {length} {size} {overlap}"] = flat([(s.target, s.weights) for s in plan.frames])
     for i, (shape, sizes) in enumerate(TILED):
         plan = tiles.encode_plan(shape, tiles.TileSize(*sizes))

@@ -141,8 +141,7 @@ def recorded_errors(case: Recorded, runner: LTX2Pipeline, folder: Path) -> dict[
     with safe_open(str(RECORDING), framework="numpy") as recorded:
         names = [n for n in recorded.keys() if n.rpartition("/")[0] == case.name]  # noqa: SIM118
         return {
-            n: relative_error(as_numpy(getattr(shipped, n.rpartition("/")[2])), recorded.get_tensor(n))
-            for n in names
+            n: relative_error(as_numpy(getattr(shipped, n.rpartition("/")[2])), recorded.get_tensor(n)) for n in names
         }
 
 
@@ -153,9 +152,7 @@ def picture(path: Path, seed: int, height: int = 70, width: int = 90) -> str:
     return str(path)
 
 
-def reference_clip(
-    path: Path, frames: int, height: int = 70, width: int = 130, *, sound_seconds: float = 0
-) -> str:
+def reference_clip(path: Path, frames: int, height: int = 70, width: int = 130, *, sound_seconds: float = 0) -> str:
     """A clip whose codecs lose nothing, so that every reader sees the same pixels and samples."""
     rng = np.random.default_rng(7)
     codec, pixels = ("png", "rgb24") if path.suffix == ".mov" else ("ffv1", "bgr0")
@@ -278,9 +275,7 @@ RECORDED = [
     Recorded("given sound 2.3", "2.3", "two-stage", images=((0, 0.9),), given_sound=True),
     Recorded("reference, half size", "2.3", "ic-lora", (128, 128, 9, 24.0), ((0, 1.0),), (2, 0.8, 0.5)),
     Recorded("reference", "2.0", "ic-lora", (64, 128, 9, 24.0), ((0, 0.5),), (1, 1.0, 1.0)),
-    Recorded(
-        "sound alone", "2.3", "text-to-audio", (64, 64, 17, 24.0), audio={**AUDIO_GUIDANCE, "modality": 1.0}
-    ),
+    Recorded("sound alone", "2.3", "text-to-audio", (64, 64, 17, 24.0), audio={**AUDIO_GUIDANCE, "modality": 1.0}),
     Recorded(
         "skipped steps",
         "2.0",
@@ -307,8 +302,7 @@ def run_stages(
     """
     plan = runner.plan(prompt, tiling="none", **options)
     stages = tuple(
-        replace(s, references=tuple(replace(r, downscale=downscale) for r in s.references))
-        for s in plan.stages
+        replace(s, references=tuple(replace(r, downscale=downscale) for r in s.references)) for s in plan.stages
     )
     plan = replace(plan, stages=stages)
     video: list[np.ndarray] = []

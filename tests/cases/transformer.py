@@ -218,9 +218,7 @@ def build(config: dict[str, Any]) -> Transformer:
     return Transformer(TransformerConfig.from_dict(config["transformer"], **streams))
 
 
-def case(
-    generation: str, name: str, scene: Scene, *, seed: int = 0, record: bool = False, **config: Any
-) -> Case:
+def case(generation: str, name: str, scene: Scene, *, seed: int = 0, record: bool = False, **config: Any) -> Case:
     """config: keys of `section`, or video, audio, cross_modulation of `TransformerConfig.from_dict`."""
     build_keys = {k: config.pop(k) for k in ("video", "audio", "cross_modulation") if k in config}
     full = {"transformer": section(generation, **config), **build_keys}

@@ -84,9 +84,7 @@ def _cases() -> list[Case]:
     cases = []
     for kind, (generation, config) in kinds.items():
         for seed, shape in enumerate(shapes):
-            cases.append(
-                case(generation, f"{kind} {shape}", small(config), shape, seed=seed, record=seed == 1)
-            )
+            cases.append(case(generation, f"{kind} {shape}", small(config), shape, seed=seed, record=seed == 1))
     wide = small(SPATIAL_X2_RATIONAL, in_channels=5, mid_channels=64, num_blocks_per_stage=1)
     cases.append(case("any", "64 inside, 5 latent", wide, (1, 2, 3, 3), seed=5))
     for scale in (0.75, 4.0):

@@ -184,9 +184,7 @@ def _generations() -> list[Case]:
         for seed, shape in enumerate(latents):
             name, timestep = f"{generation} {shape}", (0.05, 0.0, 0.3, 1.0, 0.05)[seed]
             cases.append(
-                decoder_case(
-                    generation, name, small(section), shape, seed=seed, timestep=timestep, record=seed == 1
-                )
+                decoder_case(generation, name, small(section), shape, seed=seed, timestep=timestep, record=seed == 1)
             )
     return cases
 
@@ -247,9 +245,7 @@ def _decoder_kinds() -> list[Case]:
             cases.append(decoder_case("any", f"{kind} {padding}", section, (1, 3, 3, 4), seed=seed))
     causal = small(VAE_22B, causal_decoder=True)
     cases.append(decoder_case("any", "22B blocks, causal", causal, (1, 2, 2, 2), seed=3))
-    wide = small(
-        VAE_19B_DISTILLED, latent_channels=12, out_channels=4, patch_size=2, decoder_base_channels=16
-    )
+    wide = small(VAE_19B_DISTILLED, latent_channels=12, out_channels=4, patch_size=2, decoder_base_channels=16)
     cases.append(decoder_case("any", "16 base, 12 latent, 4 out", wide, (1, 2, 2, 2), seed=4))
     return cases
 

@@ -140,11 +140,7 @@ def test_long_prompt_says_what_is_cut(tiny_model, run_cli, here) -> None:
     )
     assert code == 0, err
     note = next(line for line in out.splitlines() if "cut off" in line)
-    assert (
-        ("the model reads 1024" in note
-        and "the very last words"[-12:] in note.replace("...", ""))
-        or "red" in note
-    )
+    assert ("the model reads 1024" in note and "the very last words"[-12:] in note.replace("...", "")) or "red" in note
     total = int(note.split("the prompt has ")[1].split()[0])
     lost = int(note.split("its last ")[1].split()[0])
     assert total == 1024 + lost
@@ -314,9 +310,7 @@ def test_contradictions(tiny_model, refused, here, image) -> None:
     ids=lambda more: more[0],
 )
 def test_guidance_on_a_distilled_model(more, tiny_model, refused) -> None:
-    refused(
-        command(tiny_model(), *more), REQUEST, more[0][2:].replace("-", "_"), "distilled", "--force-guidance"
-    )
+    refused(command(tiny_model(), *more), REQUEST, more[0][2:].replace("-", "_"), "distilled", "--force-guidance")
 
 
 @pytest.mark.parametrize("pipeline", ["dev", "dev-two-stage", "dev-two-stage-hq", "keyframes"])

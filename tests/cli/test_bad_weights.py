@@ -98,9 +98,7 @@ def test_no_model(refused, here) -> None:
     refused(command(here / "half.partial"), WEIGHTS, "interrupted conversion")
     refused(["info", here / "missing"], WEIGHTS, "missing")
     refused(["convert", "--source", here / "missing", "--output", "m"], WEIGHTS, "missing", "no such file")
-    refused(
-        ["convert", "--source", here / "empty", "--output", "m"], WEIGHTS, "no monolithic LTX-2 checkpoint"
-    )
+    refused(["convert", "--source", here / "empty", "--output", "m"], WEIGHTS, "no monolithic LTX-2 checkpoint")
     refused(["convert", "--source", here / "notes.txt", "--output", "m"], WEIGHTS, "notes.txt")
 
 
@@ -222,9 +220,7 @@ def test_verify_needs_a_model(refused, tiny_sources, here) -> None:
 def poison(path: Path, value: float) -> None:
     """Overwrite every tensor of a file with one value, as a broken disk or a wrong cast might."""
     arrays = mx.load(str(path))
-    floats = {
-        k: mx.full(v.shape, value, v.dtype) for k, v in arrays.items() if mx.issubdtype(v.dtype, mx.floating)
-    }
+    floats = {k: mx.full(v.shape, value, v.dtype) for k, v in arrays.items() if mx.issubdtype(v.dtype, mx.floating)}
     beside = path.with_name("beside.safetensors")
     mx.save_safetensors(str(beside), {**arrays, **floats})
     beside.replace(path)
@@ -240,9 +236,7 @@ def poison(path: Path, value: float) -> None:
         ("text_projections", "the text encoder"),
     ],
 )
-def test_weights_that_are_no_numbers_are_found_before_a_clip_is_written(
-    component, who, refused, model, here
-) -> None:
+def test_weights_that_are_no_numbers_are_found_before_a_clip_is_written(component, who, refused, model, here) -> None:
     (here / "clip.mp4").write_bytes(b"an older clip")
     poison(shard(model, component), float("nan"))
     refused(command(model), FAILED, who, "no numbers", "--verify")

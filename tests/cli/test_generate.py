@@ -69,9 +69,7 @@ def test_same_seed_same_bytes_and_rerun(tiny_model, run_cli, tmp_path) -> None:
     model = tiny_model()
     first, second, other, again = (tmp_path / f"{n}.mp4" for n in "abcd")
     for path, seed in ((first, 3), (second, 3), (other, 4)):
-        code, _, err = run_cli(
-            "generate", "--model", model, "-p", "a blue star", "-s", seed, "-o", path, *SMALL
-        )
+        code, _, err = run_cli("generate", "--model", model, "-p", "a blue star", "-s", seed, "-o", path, *SMALL)
         assert code == 0, err
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != other.read_bytes()

@@ -65,9 +65,7 @@ README = [
     readme(f'{G} --pipeline dev --prompt "Waves crashing" --image beach.png --cfg-scale 3.5', GUIDED),
     readme(f'{G} --audio-file music.wav --prompt "A band playing music"'),
     readme(f'{G} --pipeline dev --audio-file ocean.wav --prompt "Ocean waves"', GUIDED),
-    readme(
-        f'{G} --pipeline dev-two-stage --audio-file music.wav --prompt "A band playing music" {DEV}', GUIDED
-    ),
+    readme(f'{G} --pipeline dev-two-stage --audio-file music.wav --prompt "A band playing music" {DEV}', GUIDED),
     readme(
         f'{G} --pipeline dev-two-stage-hq --audio-file music.wav --prompt "A band playing music" {DEV}',
         GUIDED,
@@ -88,9 +86,7 @@ README = [
         "--lora-path Lightricks/LTX-2-19b-LoRA-Camera-Control-Dolly-Out --lora-strength 1.0",
         GUIDED,
     ),
-    readme(
-        f'{G} --pipeline dev-two-stage --prompt "A scene" --lora-path ./my-lora/weights.safetensors', GUIDED
-    ),
+    readme(f'{G} --pipeline dev-two-stage --prompt "A scene" --lora-path ./my-lora/weights.safetensors', GUIDED),
     readme(f'{G} --pipeline dev-two-stage --prompt "A scene" --lora-path ./LTX-2-distilled/lora', GUIDED),
 ]
 
@@ -120,9 +116,7 @@ README_OPTIONS = [
     ),
 ]
 
-OFFICIAL_FILES = (
-    "--checkpoint-path dev.safetensors --gemma-root gemma --spatial-upsampler-path upscaler.safetensors"
-)
+OFFICIAL_FILES = "--checkpoint-path dev.safetensors --gemma-root gemma --spatial-upsampler-path upscaler.safetensors"
 OFFICIAL_LORA = "--distilled-lora distilled_lora.safetensors 0.8"
 TAIL = '--prompt "A beautiful sunset over the ocean" --output-path output.mp4'
 OFFICIAL_GUIDANCE = (
@@ -315,9 +309,7 @@ def _stand_in_hub(shelf: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> No
         files = sorted(p for p in repos[repo].rglob("*") if p.is_file())
         return [hub.HubFile(p.relative_to(repos[repo]).as_posix(), p.stat().st_size) for p in files]
 
-    def download_files(
-        repo: str, files: list[hub.HubFile], revision: str | None = None, *, say
-    ) -> list[Path]:
+    def download_files(repo: str, files: list[hub.HubFile], revision: str | None = None, *, say) -> list[Path]:
         return [repos[repo] / f.name for f in files]
 
     monkeypatch.setattr(hub, "list_files", list_files)
@@ -367,9 +359,7 @@ def play(path: Path) -> Played:
     return Played(frames, size, rate, frames / float(Fraction(rate)) if rate != "0" else 0.0, sound)
 
 
-@pytest.mark.parametrize(
-    "row", ROWS, ids=lambda row: re.sub(r"[^\w.-]+", "_", f"{row.source}:{row.command}")[:120]
-)
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: re.sub(r"[^\w.-]+", "_", f"{row.source}:{row.command}")[:120])
 def test_row(row: Row, desk: Path, program) -> None:
     name, *args = shlex.split(row.command)
     if name == U:

@@ -60,11 +60,7 @@ def test_public_names_are_explained(name: str) -> None:
     thing = getattr(mlx_ltx2, name)
     assert inspect.getdoc(thing), name
     for member, value in vars(thing).items() if inspect.isclass(thing) else ():
-        if (
-            inspect.isfunction(value)
-            and not member.startswith("_")
-            and member in ("plan", "execute", "save", "card")
-        ):
+        if inspect.isfunction(value) and not member.startswith("_") and member in ("plan", "execute", "save", "card"):
             assert inspect.getdoc(value), f"{name}.{member}"
 
 
@@ -125,9 +121,7 @@ def test_recipes_stay_recipes() -> None:
         text = path.read_text("utf-8")
         if "def recipe(" in text:
             assert len(text.splitlines()) <= MAX_PIPELINE_LINES, path.name
-    loops = [
-        named(p) for p in SOURCES if re.search(r"for .+ in (zip\(sigmas|pairwise\(.*sigmas)", p.read_text())
-    ]
+    loops = [named(p) for p in SOURCES if re.search(r"for .+ in (zip\(sigmas|pairwise\(.*sigmas)", p.read_text())]
     assert len(loops) <= 1, loops
 
 

@@ -37,9 +37,7 @@ def test_exit_codes_are_the_errors() -> None:
     said = re.search(r"Exit codes: (.+?)\.", TEXT.replace("\n", " "))
     assert said
     codes = {int(n) for n in re.findall(r"\b\d+\b", said.group(1))}
-    raised = {
-        c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.LTX2Error)
-    }
+    raised = {c.exit_code for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.LTX2Error)}
     assert codes == {0, INTERRUPTED, *raised}
 
 

@@ -39,9 +39,7 @@ def table():
 
     def add(network: str, generation: str, oracle: str, error: float, bound: float) -> None:
         ROWS[(network, generation, oracle)].append((error, bound))
-        assert np.isfinite(error) and error <= bound, (
-            f"{network} {generation} vs {oracle}: {error:.2e} > {bound:.0e}"
-        )
+        assert np.isfinite(error) and error <= bound, f"{network} {generation} vs {oracle}: {error:.2e} > {bound:.0e}"
 
     return add
 

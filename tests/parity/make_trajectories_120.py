@@ -155,9 +155,7 @@ def run(case: Recorded, folder: Path) -> dict[str, np.ndarray]:
 
 def main(packages: str) -> None:
     sys.path[:0] = [f"{packages}/ltx-core/src", f"{packages}/ltx-pipelines/src"]
-    sys.modules.setdefault(
-        "OpenImageIO", types.ModuleType("OpenImageIO")
-    )  # for EXR files, which nothing here reads
+    sys.modules.setdefault("OpenImageIO", types.ModuleType("OpenImageIO"))  # for EXR files, which nothing here reads
     from ltx_core.loader.fuse_loras import bf16_fuse_rule
 
     import tests.parity.conftest  # noqa: F401  (stands in for torchaudio)

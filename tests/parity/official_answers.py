@@ -89,9 +89,7 @@ def described(name: str, state) -> Arrays:
 
 
 def given() -> dict[str, torch.Tensor]:
-    return {
-        k: channels_first(v) if v.ndim == 5 else torch.from_numpy(v) for k, v in ask.cond_inputs().items()
-    }
+    return {k: channels_first(v) if v.ndim == 5 else torch.from_numpy(v) for k, v in ask.cond_inputs().items()}
 
 
 def reference(strength: float = 1.0, downscale: int = 1, **options):
@@ -135,9 +133,7 @@ def step_answers() -> Arrays:
         for name, options in (("sde", {}), ("new/sde 0.2", {"eta": 0.2})):
             double = torch.tensor([sigma, following], dtype=torch.float64)
             if NEW or not options:
-                out[f"{name} {sigma}"] = (
-                    sde.step(*exact, double, 0, noise.double(), **options).float().numpy()
-                )
+                out[f"{name} {sigma}"] = sde.step(*exact, double, 0, noise.double(), **options).float().numpy()
     return out
 
 
@@ -159,9 +155,7 @@ def axis_answers() -> Arrays:
         if NEW:
             parts = [(i.start, i.end, i.left_ramp, i.right_ramp) for i in intervals.intervals]
         else:
-            parts = zip(
-                intervals.starts, intervals.ends, intervals.left_ramps, intervals.right_ramps, strict=True
-            )
+            parts = zip(intervals.starts, intervals.ends, intervals.left_ramps, intervals.right_ramps, strict=True)
         spans = [mapping(*part, scale) for part in parts]
         total = np.zeros(max(s.stop for s, _ in spans))
         for s, w in spans:
@@ -205,9 +199,7 @@ def new_answers() -> Arrays:
     out |= described("new/audio region", chained(audio_tools(), [region(0.05, 0.13, FPS)]))
     sound = ask.cond_inputs()["sound"]
     tokens = torch.from_numpy(sound.transpose(0, 1, 3, 2).reshape(1, 4, AUDIO_CHANNELS * BINS).copy())
-    times = audio_tools(4).create_initial_state(torch.device("cpu"), torch.float32).positions - (
-        4 / 25 + 0.04
-    )
+    times = audio_tools(4).create_initial_state(torch.device("cpu"), torch.float32).positions - (4 / 25 + 0.04)
     item = reference_audio_cond.AudioConditionByReferenceLatent(tokens, times, 0.9)
     out |= described("new/reference audio", chained(audio_tools(), [item]))
     state = chained(video_tools(), [scaled, image], data["start"])
@@ -222,9 +214,7 @@ def new_tile_answers() -> Arrays:
     size = tiling.DimensionSizeConfig
     out = {}
     for i, (shape, (height, width, overlap, frames, frame_overlap)) in enumerate(ask.TILED):
-        config = tiling.TileSizeConfig(
-            size(frames, frame_overlap), size(height, overlap), size(width, overlap)
-        )
+        config = tiling.TileSizeConfig(size(frames, frame_overlap), size(height, overlap), size(width, overlap))
         pixels = shape.pixels()
         video = torch.zeros(1, 1, 1, 1, 1).expand(1, 3, pixels.frames, pixels.height, pixels.width)
         planned = video_vae.prepare_tiles_for_encoding(video, config)

@@ -55,9 +55,7 @@ def channels_first(x: np.ndarray) -> torch.Tensor:
 
 
 def video_tools(fps: float = FPS, shape=VIDEO, channels: int = CHANNELS) -> VideoLatentTools:
-    target = VideoLatentShape(
-        batch=1, channels=channels, frames=shape.frames, height=shape.height, width=shape.width
-    )
+    target = VideoLatentShape(batch=1, channels=channels, frames=shape.frames, height=shape.height, width=shape.width)
     return VideoLatentTools(patchifiers.VideoLatentPatchifier(patch_size=1), target, fps)
 
 
@@ -104,9 +102,7 @@ def states(scene: Scene):
     given = scene.arrays()
     items = []
     if scene.image:
-        items.append(
-            latent_cond.VideoConditionByLatentIndex(channels_first(given["image"]), scene.strength, 0)
-        )
+        items.append(latent_cond.VideoConditionByLatentIndex(channels_first(given["image"]), scene.strength, 0))
     if scene.keyframe:
         items.append(
             keyframe_cond.VideoConditionByKeyframeIndex(
@@ -221,10 +217,7 @@ def run(scene: Scene) -> tuple[np.ndarray, np.ndarray, int]:
     given = scene.arrays()
     video, audio = states(scene)
     model = OfficialToy()
-    text = {
-        k: torch.from_numpy(given[k])
-        for k in ("video_text", "audio_text", "video_negative", "audio_negative")
-    }
+    text = {k: torch.from_numpy(given[k]) for k in ("video_text", "audio_text", "video_negative", "audio_negative")}
     video_guider = guider(scene.video, text["video_negative"])
     audio_guider = guider(scene.audio, None if scene.freeze_audio else text["audio_negative"])
     contexts = (text["video_text"], text["audio_text"])
@@ -252,14 +245,10 @@ def run(scene: Scene) -> tuple[np.ndarray, np.ndarray, int]:
 
         arguments = {"transformer": model, "denoiser": GuidedDenoiser(*contexts, video_guider, audio_guider)}
     else:
-        step = helpers.multi_modal_guider_denoising_func(
-            video_guider, audio_guider, *contexts, transformer=model
-        )
+        step = helpers.multi_modal_guider_denoising_func(video_guider, audio_guider, *contexts, transformer=model)
         arguments = {"denoise_fn": step}
     with torch.no_grad():
-        video, audio = loop(
-            sigmas=sigmas, video_state=video, audio_state=audio, stepper=stepper, **arguments, **extra
-        )
+        video, audio = loop(sigmas=sigmas, video_state=video, audio_state=audio, stepper=stepper, **arguments, **extra)
     return video.latent.numpy(), audio.latent.numpy(), model.passes
 
 

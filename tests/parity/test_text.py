@@ -197,9 +197,7 @@ def test_bfloat16_gemma_rounds_no_more_than_transformers(table) -> None:
     ours, official = [], []
     for case in [case for case in GEMMA_CASES if case.config["query_pre_attn_scalar"] == 256]:
         module, weights = built(case)
-        rounded = {
-            k: np.array(mx.array(v).astype(mx.bfloat16).astype(mx.float32)) for k, v in weights.items()
-        }
+        rounded = {k: np.array(mx.array(v).astype(mx.bfloat16).astype(mx.float32)) for k, v in weights.items()}
         model = Gemma3TextModel(Gemma3TextConfig(**case.config)).eval()
         model.load_state_dict(torch_state(rounded, {"model.": ""}), strict=True)
         inputs = case.inputs(case.rng())
@@ -235,17 +233,13 @@ def test_transformers_reads_the_tiny_folder(tmp_path: Path, table) -> None:
     )
     for prompt in prompts:
         tokens = encoder.tokenize(prompt)
-        given = tokenizer(
-            prompt.strip(), padding="max_length", max_length=160, truncation=True, return_tensors="pt"
-        )
+        given = tokenizer(prompt.strip(), padding="max_length", max_length=160, truncation=True, return_tensors="pt")
         padding = 160 - len(tokens.ids)
         assert given["input_ids"][0, padding:].tolist() == list(tokens.ids)
         assert int(given["attention_mask"].sum()) == len(tokens.ids)
         want = model(**{k: given[k] for k in ("input_ids", "attention_mask")}, output_hidden_states=True)
         ours = np.array(encoder.states(tokens))
-        error = max(
-            relative_error(ours[..., i], w[:, padding:].numpy()) for i, w in enumerate(want.hidden_states)
-        )
+        error = max(relative_error(ours[..., i], w[:, padding:].numpy()) for i, w in enumerate(want.hidden_states))
         table("Gemma 3", "2.0, 2.3", TRANSFORMERS, error, 1e-4)
 
 

@@ -153,9 +153,7 @@ def test_text(generation: str, table) -> None:
             PeakReport(),
         )
         video, audio = official.contexts[0]
-        error = max(
-            relative_error(np.array(context.video), video), relative_error(np.array(context.audio), audio)
-        )
+        error = max(relative_error(np.array(context.video), video), relative_error(np.array(context.audio), audio))
         table("trajectory: text", generation, ORACLE, error, BOUND)
 
 
@@ -219,7 +217,5 @@ def test_one_stage(generation: str, shape: tuple, changes: dict, table) -> None:
     files = {"checkpoint_path": str(kind.files.checkpoint), "gemma_root": str(kind.files.gemma), "loras": []}
     call = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 5, **theirs, **guided}
     official = run_official("ti2vid_one_stage.TI2VidOneStagePipeline", files, call, stages=1)
-    ours = run_ours(
-        kind.pipeline(), pipeline="one-stage", negative_prompt=NEGATIVE, steps=5, **mine, **ours_guided
-    )
+    ours = run_ours(kind.pipeline(), pipeline="one-stage", negative_prompt=NEGATIVE, steps=5, **mine, **ours_guided)
     table("trajectory: one-stage", generation, ORACLE, worst(ours, official), BOUND)

@@ -96,9 +96,7 @@ def test_keyframes(table, tmp_path: Path, eight_frames) -> None:
     theirs["images"], uses = images(tmp_path, (0, 1.0), (16, 1.0))
     guided, ours_guided = guidance()
     call = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 3, **theirs, **guided}
-    official = run_official(
-        "keyframe_interpolation.KeyframeInterpolationPipeline", two_stage_files(kind), call
-    )
+    official = run_official("keyframe_interpolation.KeyframeInterpolationPipeline", two_stage_files(kind), call)
     ours = run_ours(
         kind.pipeline(cross_modulation=OLD),
         pipeline="keyframes",
@@ -141,9 +139,7 @@ def _silent_sigma(build: Callable) -> Callable:
         network = build(ledger)
 
         def run(video, audio, perturbations=None):
-            return network(
-                video=video, audio=replace(audio, sigma=0 * audio.sigma), perturbations=perturbations
-            )
+            return network(video=video, audio=replace(audio, sigma=0 * audio.sigma), perturbations=perturbations)
 
         return run
 

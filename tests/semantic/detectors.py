@@ -117,10 +117,7 @@ def kind(mask: np.ndarray, picks: int = 9) -> str | None:
         xs = ((np.arange(left * fine, right * fine) + 0.5) / (width * fine))[None]
         for name, (unit_area, offset) in UNITS.items():
             r = path.size[frame] / np.sqrt(unit_area)
-            inside = (
-                signed_distance(name, xs - path.x[frame], ys - (path.y[frame] - offset * r), np.float64(r))
-                < 0
-            )
+            inside = signed_distance(name, xs - path.x[frame], ys - (path.y[frame] - offset * r), np.float64(r)) < 0
             cover = inside.reshape(bottom - top, fine, right - left, fine).mean((1, 3))
             score[name] += float(np.minimum(cover, seen).sum() / np.maximum(cover, seen).sum())
     return max(score, key=lambda name: score[name])

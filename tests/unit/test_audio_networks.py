@@ -71,9 +71,7 @@ def expected_decoder() -> dict[str, tuple[int, ...]]:
     return tree | block("mid.block_1", 512, 512) | block("mid.block_2", 512, 512)
 
 
-def expected_generator(
-    prefix: str, width: int, kernels: list[int], *, amp: bool
-) -> dict[str, tuple[int, ...]]:
+def expected_generator(prefix: str, width: int, kernels: list[int], *, amp: bool) -> dict[str, tuple[int, ...]]:
     def activation(name: str, channels: int) -> dict[str, tuple[int, ...]]:
         return {
             f"{name}.act.alpha": (channels,),
@@ -179,9 +177,7 @@ def test_audio_vae_is_causal(cut, seed):
 def test_statistics_are_channel_major_and_undo_each_other(encoder):
     statistics = encoder.per_channel_statistics
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
-    np.testing.assert_allclose(
-        as_numpy(statistics.denormalize(statistics.normalize(mx.array(x)))), x, atol=1e-6
-    )
+    np.testing.assert_allclose(as_numpy(statistics.denormalize(statistics.normalize(mx.array(x)))), x, atol=1e-6)
     mean, deviation = (as_numpy(statistics[k]) for k in ("mean-of-means", "std-of-means"))
     row, channel = 3, 1
     want = (x[0, 0, row, channel] - mean[channel * 4 + row]) / deviation[channel * 4 + row]
@@ -288,9 +284,7 @@ def test_resampling_is_linear_and_keeps_channels_apart(seed, n, scale):
     np.testing.assert_allclose(
         mixed, resample(a, 44100, 16000) + np.float32(scale) * resample(b, 44100, 16000), atol=1e-5
     )
-    np.testing.assert_allclose(
-        resample(a, 44100, 16000)[:, 1:2], resample(a[:, 1:2], 44100, 16000), atol=1e-6
-    )
+    np.testing.assert_allclose(resample(a, 44100, 16000)[:, 1:2], resample(a[:, 1:2], 44100, 16000), atol=1e-6)
 
 
 def test_resampling_removes_what_the_new_rate_cannot_hold():
@@ -322,9 +316,7 @@ def test_flat_samples_are_refused():
         resample(np.zeros(10, np.float32), 8000, 16000)
 
 
-@pytest.mark.parametrize(
-    "k,stride", [(16, 6), (15, 5), (8, 2), (4, 2), (11, 5), (12, 6), (7, 4), (3, 3), (5, 1)]
-)
+@pytest.mark.parametrize("k,stride", [(16, 6), (15, 5), (8, 2), (4, 2), (11, 5), (12, 6), (7, 4), (3, 3), (5, 1)])
 @pytest.mark.parametrize("n", [1, 5])
 def test_transposed_convolution_is_mlxs(k, stride, n):
     module = TransposedConv1d(3, 4, k, stride)

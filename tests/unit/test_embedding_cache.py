@@ -52,9 +52,7 @@ class Loads:
 
     def encode(self, *prompts: str, folder: Path | None = None) -> list[TextContext]:
         cache = None if folder is None else self.networks.embedding_cache(folder, self.progress.note)
-        return encode_text(
-            prompts, self.load_encoder, self.load_projections, self.progress, self.report, cache
-        )
+        return encode_text(prompts, self.load_encoder, self.load_projections, self.progress, self.report, cache)
 
 
 def assert_same(got: TextContext, want: TextContext) -> None:

@@ -25,9 +25,7 @@ def spectrum_peak(samples: np.ndarray, rate_hz: int) -> float:
 def test_wav_of_every_sample_format_keeps_its_samples(tmp_path, kind, step, channels):
     tone = sine(0.3, 22050, channels)
     loaded = read_audio(write_sound(tmp_path / "a.wav", tone, 22050, kind))
-    assert (
-        loaded.rate_hz == 22050 and loaded.samples.dtype == np.float32 and loaded.samples.shape == tone.shape
-    )
+    assert loaded.rate_hz == 22050 and loaded.samples.dtype == np.float32 and loaded.samples.shape == tone.shape
     assert np.abs(loaded.samples - tone).max() <= step / 2 + 1e-7
     assert abs(loaded.samples.mean()) < max(step, 1e-3)
 
@@ -54,9 +52,7 @@ def test_m4a_ends_where_its_header_says_and_not_where_its_last_block_does(tmp_pa
     assert np.abs(loaded.samples - tone[: len(loaded.samples)]).mean() < 0.05
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("a.wav", "s16"), ("a.flac", "flac"), ("a.mp3", "mp3"), ("a.m4a", "m4a")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("a.wav", "s16"), ("a.flac", "flac"), ("a.mp3", "mp3"), ("a.m4a", "m4a")])
 def test_trimming_is_exact_to_the_sample(tmp_path, name, kind):
     path = write_sound(tmp_path / name, sine(1.0, 44100), 44100, kind)
     whole = read_audio(path).samples

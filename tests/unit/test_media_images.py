@@ -129,9 +129,7 @@ def test_resize_keeps_ramps_and_crops_the_centre():
     np.testing.assert_array_equal(resize_and_crop(ramp[0], 4, 8), ramp[0])
 
 
-@pytest.mark.parametrize(
-    ("source", "target"), [((7, 13), (64, 96)), ((1, 1), (32, 64)), ((999, 37), (33, 31))]
-)
+@pytest.mark.parametrize(("source", "target"), [((7, 13), (64, 96)), ((1, 1), (32, 64)), ((999, 37), (33, 31))])
 def test_resize_always_fills_the_target(source, target):
     image = np.full((*source, 3), 77, np.uint8)
     np.testing.assert_allclose(resize_and_crop(image, *target), np.full((*target, 3), 77.0), rtol=1e-6)

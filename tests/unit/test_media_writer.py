@@ -138,9 +138,7 @@ def test_sound_may_arrive_after_the_frames_and_one_frame_is_a_clip(tmp_path):
 
 def test_broken_sound_is_refused_and_nothing_stays(tmp_path):
     with pytest.raises(MediaError, match="NaN"):
-        write(
-            tmp_path / "a.mp4", counting_clip(2), audio=Waveform(np.full((9, 2), np.nan, np.float32), 48000)
-        )
+        write(tmp_path / "a.mp4", counting_clip(2), audio=Waveform(np.full((9, 2), np.nan, np.float32), 48000))
     assert left_behind(tmp_path) == []
 
 
@@ -203,9 +201,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, suffix):
     audio = Waveform(sine(1.0, 24000), 24000) if holds_audio(f"a{suffix}") else None
     files = []
     for chunks in (1, 3):
-        with ClipWriter(
-            tmp_path / f"{chunks}{suffix}", fps=24, audio=audio, metadata={"seed": "7"}
-        ) as writer:
+        with ClipWriter(tmp_path / f"{chunks}{suffix}", fps=24, audio=audio, metadata={"seed": "7"}) as writer:
             for chunk in np.array_split(frames, min(chunks, count)):
                 writer.write(chunk)
         files.append((tmp_path / f"{chunks}{suffix}").read_bytes())

@@ -14,16 +14,10 @@ PAIRS = [(room, case) for room in rooms() for case in recorded_cases(room)]
 
 def outputs_of(room: str, case: Case) -> Arrays:
     path = RECORDED / f"{room}.safetensors"
-    assert path.exists(), (
-        f"{path.name} is missing; run `python -m tests.record {room}` where torch is installed"
-    )
+    assert path.exists(), f"{path.name} is missing; run `python -m tests.record {room}` where torch is installed"
     entries = load_file(path)
-    wanted = {
-        k.removeprefix(f"{case.name}/"): v for k, v in entries.items() if k.rsplit("/", 1)[0] == case.name
-    }
-    assert wanted, (
-        f"{case.name} has no recorded output; run `python -m tests.record {room}` where torch is installed"
-    )
+    wanted = {k.removeprefix(f"{case.name}/"): v for k, v in entries.items() if k.rsplit("/", 1)[0] == case.name}
+    assert wanted, f"{case.name} has no recorded output; run `python -m tests.record {room}` where torch is installed"
     return wanted
 
 

@@ -118,9 +118,7 @@ def test_sound_alone_leaves_every_frame_and_decodes_none(pipe, clip, monkeypatch
     from mlx_ltx2.weights import networks
 
     load, asked = networks.load_component, []
-    monkeypatch.setattr(
-        networks, "load_component", lambda m, name, **kw: asked.append(name) or load(m, name, **kw)
-    )
+    monkeypatch.setattr(networks, "load_component", lambda m, name, **kw: asked.append(name) or load(m, name, **kw))
     new = pipe("thunder", video=str(clip.path), start_time=0.3, retake_video=False)
     assert "video_decoder" not in asked and {"video_encoder", "audio_encoder"} <= set(asked)
     assert np.array_equal(new.frames, read_frames(clip.path))

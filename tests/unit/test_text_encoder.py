@@ -114,9 +114,7 @@ def test_missing_and_foreign_tokenizers_are_refused(copy: Path) -> None:
             load(copy)
 
 
-def test_a_tokenizer_of_another_size_is_refused(
-    tokenizer: PromptTokenizer, copy: Path, tmp_path: Path
-) -> None:
+def test_a_tokenizer_of_another_size_is_refused(tokenizer: PromptTokenizer, copy: Path, tmp_path: Path) -> None:
     rows = tokenizer.ids_end
     tokenizer.check_fits(rows, "x")
     tokenizer.check_fits(rows + 63, "x")
@@ -140,9 +138,7 @@ def states(folder: Path, prompt: str = "a red kite over the beach") -> np.ndarra
 
 def test_check_reads_what_load_builds(folder: Path) -> None:
     info, encoder = check_text_encoder(folder, 64, 7), load_text_encoder(folder, 64, 7)
-    assert (
-        (info.width, info.layers, info.quantized) == (encoder.width, encoder.layers, False) == (64, 7, False)
-    )
+    assert (info.width, info.layers, info.quantized) == (encoder.width, encoder.layers, False) == (64, 7, False)
     assert info.num_bytes == sum(p.nbytes for _, p in tree_flatten(encoder.model.parameters()))
 
 
@@ -227,9 +223,7 @@ def test_missing_and_damaged_files(copy: Path) -> None:
     weights.unlink()
     with pytest.raises(WeightsError, match=r"no \.safetensors"):
         load_text_encoder(copy)
-    (copy / "model.safetensors.index.json").write_text(
-        json.dumps({"weight_map": {"a": "model-1.safetensors"}})
-    )
+    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     with pytest.raises(WeightsError, match=r"model-1\.safetensors"):
         load_text_encoder(copy)
     (copy / "model.safetensors.index.json").write_text("[]")
@@ -263,9 +257,7 @@ def test_float16_is_loaded_as_bfloat16(copy: Path) -> None:
     assert dtypes == {mx.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("bits", "group_size", "mode"), [(4, 64, "affine"), (8, 32, "affine"), (4, 32, "mxfp4")]
-)
+@pytest.mark.parametrize(("bits", "group_size", "mode"), [(4, 64, "affine"), (8, 32, "affine"), (4, 32, "mxfp4")])
 def test_quantized_folders(copy: Path, folder: Path, bits: int, group_size: int, mode: str) -> None:
     """As mlx-community writes them, one layer with bits of its own."""
     encoder = load_text_encoder(copy)

@@ -63,9 +63,7 @@ def expected_shapes(generation: str) -> dict[str, tuple[int, ...]]:
     adaln += [("prompt_adaln_single", 4096, 2), ("audio_prompt_adaln_single", 2048, 2)] if new else []
     for name, dim, k in adaln:
         tree |= linear(f"{name}.emb.timestep_embedder.linear_1", dim, 256)
-        tree |= linear(f"{name}.emb.timestep_embedder.linear_2", dim, dim) | linear(
-            f"{name}.linear", k * dim, dim
-        )
+        tree |= linear(f"{name}.emb.timestep_embedder.linear_2", dim, dim) | linear(f"{name}.linear", k * dim, dim)
     for prefix, dim in (("", 4096), ("audio_", 2048)):
         tree |= linear(f"{prefix}patchify_proj", dim, 128) | linear(f"{prefix}proj_out", 128, dim)
         tree[f"{prefix}scale_shift_table"] = (2, dim)
@@ -135,9 +133,7 @@ def test_connectors_are_never_kept() -> None:
     for streams in ({}, {"audio": False}, {"video": False}):
         config = TransformerConfig.from_dict(section("22B"), **streams)
         for stream in ("video", "audio"):
-            assert not config.keeps(
-                f"{stream}_embeddings_connector.transformer_1d_blocks.0.attn1.to_q.weight"
-            )
+            assert not config.keeps(f"{stream}_embeddings_connector.transformer_1d_blocks.0.attn1.to_q.weight")
 
 
 # --- The rule for the audio-video modulation ---
@@ -151,9 +147,7 @@ def test_equals_the_recorded_outputs_of_1_2_0(case: Case) -> None:
 
 
 def test_rules_agree_where_all_tokens_have_one_level() -> None:
-    first, *others = (
-        run_mlx(case("22B", "uniform", Scene(), cross_modulation=r)) for r in ("1.2.0", "1.0.0", "own")
-    )
+    first, *others = (run_mlx(case("22B", "uniform", Scene(), cross_modulation=r)) for r in ("1.2.0", "1.0.0", "own"))
     for other in others:
         assert worst_error(other, first) < 1e-6
 
@@ -176,9 +170,7 @@ def test_runs_equal_one_level_per_token(generation: str, batch: int, monkeypatch
 
 def test_one_level_is_a_weighted_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, norm = [], mx.fast.rms_norm
-    monkeypatch.setattr(
-        mx.fast, "rms_norm", lambda x, w, eps: weights.append(w is not None) or norm(x, w, eps)
-    )
+    monkeypatch.setattr(mx.fast, "rms_norm", lambda x, w, eps: weights.append(w is not None) or norm(x, w, eps))
     run_mlx(case("22B", "plain", Scene(), layers=1))
     assert all(weights)
 
@@ -193,9 +185,7 @@ def test_levels_take_their_shortest_form() -> None:
     assert mixed.values.tolist() == [[0, 1]] and mixed.index.shape == (2, 40)
 
 
-@pytest.mark.parametrize(
-    ("shape", "runs"), [((1, 3), None), ((1, 2), (2, 2)), ((1, 2), (1, 1, 3)), ((5,), None)]
-)
+@pytest.mark.parametrize(("shape", "runs"), [((1, 3), None), ((1, 2), (2, 2)), ((1, 2), (1, 1, 3)), ((5,), None)])
 def test_levels_must_cover_the_tokens(shape: tuple[int, ...], runs: tuple[int, ...] | None) -> None:
     with pytest.raises(ValueError, match="token"):
         Levels.of(np.zeros(shape), runs, 5)
@@ -338,10 +328,7 @@ def test_missing_caption_width_is_named() -> None:
     del config["caption_channels"]
     with pytest.raises(WeightsError, match="caption_channels"):
         TransformerConfig.from_dict(config)
-    assert (
-        TransformerConfig.from_dict({**config, "caption_proj_before_connector": True}).video.caption_channels
-        is None
-    )
+    assert TransformerConfig.from_dict({**config, "caption_proj_before_connector": True}).video.caption_channels is None
 
 
 def test_absent_keys_take_the_documented_fallbacks() -> None:
@@ -411,9 +398,7 @@ def test_rope_keeps_lengths_and_depends_on_distance_only() -> None:
     for layout in ("split", "interleaved"):
         products = []
         for shift in (0.0, 3.0):
-            rq, rk = (
-                rope_of(np.full((1, 1, 1), p + shift), 16, 2, theta=10.0, layout=layout) for p in (1.0, 2.5)
-            )
+            rq, rk = (rope_of(np.full((1, 1, 1), p + shift), 16, 2, theta=10.0, layout=layout) for p in (1.0, 2.5))
             products.append(np.array((rq(q) * rk(k)).sum(-1)))
             assert np.allclose(np.linalg.norm(np.array(rq(q))), np.linalg.norm(np.array(q)), rtol=1e-5)
         assert np.allclose(*products, atol=1e-5)

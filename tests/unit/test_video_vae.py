@@ -71,9 +71,7 @@ def embedder(name: str, dims: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-def encoder_tree(
-    residuals: list[tuple[int, int]], steps: list[tuple[int, int]]
-) -> dict[str, tuple[int, ...]]:
+def encoder_tree(residuals: list[tuple[int, int]], steps: list[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
     tree = STATISTICS | conv("conv_in", 128, 48) | conv("conv_out", 129, residuals[-1][0])
     for i, (channels, layers) in enumerate(residuals):
         tree |= group(f"down_blocks.{2 * i}", channels, layers)

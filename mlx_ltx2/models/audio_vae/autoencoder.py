@@ -270,8 +270,7 @@ class AudioDecoder(nn.Module):
         expected = (self.config.latent_mel, self.config.latent_channels)
         if latent.ndim != 4 or latent.shape[2:] != expected or not latent.shape[1]:
             raise ShapeError(
-                f"latent has shape {latent.shape}; the audio decoder takes "
-                f"(B, T, {expected[0]}, {expected[1]})."
+                f"latent has shape {latent.shape}; the audio decoder takes (B, T, {expected[0]}, {expected[1]})."
             )
         x = latent.astype(self.conv_in.conv.weight.dtype)
         x = self.mid(self.conv_in(self.per_channel_statistics.denormalize(x)))

@@ -60,19 +60,14 @@ def gemma_args(config: Mapping[str, Any]) -> ModelArgs:
     kind = config.get("model_type")
     if kind not in _MODEL_TYPES:
         raise WeightsError(
-            f"text encoder: model_type {kind!r} is not supported; give a Gemma 3 folder "
-            f"({' or '.join(_MODEL_TYPES)})."
+            f"text encoder: model_type {kind!r} is not supported; give a Gemma 3 folder ({' or '.join(_MODEL_TYPES)})."
         )
     text = config.get("text_config") if kind == "gemma3" else config
     if not isinstance(text, Mapping):
-        raise WeightsError(
-            "text encoder: config.json has no section 'text_config'; download the folder again."
-        )
+        raise WeightsError("text encoder: config.json has no section 'text_config'; download the folder again.")
     for key, allowed in _FIXED.items():
         if text.get(key, allowed[0]) not in allowed:
-            raise WeightsError(
-                f"text encoder: {key} {text[key]!r} is not supported; Gemma 3 has {allowed[0]!r}."
-            )
+            raise WeightsError(f"text encoder: {key} {text[key]!r} is not supported; Gemma 3 has {allowed[0]!r}.")
     values = {key: default if text.get(key) is None else text[key] for key, default in _DEFAULTS.items()}
     if kind == "gemma3" and "vocab_size" not in text and config.get("vocab_size"):
         values["vocab_size"] = config["vocab_size"]
@@ -94,9 +89,7 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear") or layers_local.get("rope_type", "default") != "default":
         raise WeightsError(f"text encoder: rope scaling {kind!r} is not supported; Gemma 3 has 'linear'.")
-    found["rope_scaling"] = (
-        {"rope_type": "linear", "factor": float(scaling["factor"])} if kind == "linear" else None
-    )
+    found["rope_scaling"] = {"rope_type": "linear", "factor": float(scaling["factor"])} if kind == "linear" else None
     return found
 
 
@@ -122,9 +115,7 @@ def build_gemma(args: ModelArgs) -> Model:
     return model
 
 
-def hidden_states(
-    model: Model, ids: mx.array, on_layer: Callable[[int, mx.array], None] | None = None
-) -> mx.array:
+def hidden_states(model: Model, ids: mx.array, on_layer: Callable[[int, mx.array], None] | None = None) -> mx.array:
     """States of all layers.
 
     ids: (1, T) integers, real tokens, BOS first. on_layer: called with (index, state (1, T, D)) as a state is

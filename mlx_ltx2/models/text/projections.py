@@ -74,9 +74,7 @@ class TextProjectionsConfig:
         """
         for key, value in _FIXED.items():
             if section.get(key, value) != value:
-                raise WeightsError(
-                    f"config.transformer: {key} {section[key]!r} is not supported; expected {value!r}."
-                )
+                raise WeightsError(f"config.transformer: {key} {section[key]!r} is not supported; expected {value!r}.")
         heads = section.get("connector_num_attention_heads", 30)
         head_dim = section.get("connector_attention_head_dim", 128)
         layers = section.get("connector_num_layers", 2)
@@ -100,9 +98,7 @@ class TextProjectionsConfig:
         if self.per_stream:
             for stream, prefix in (("video", ""), ("audio", "audio_")):
                 heads = section.get(f"{prefix}num_attention_heads", 32)
-                wanted[stream] = heads * section.get(
-                    f"{prefix}attention_head_dim", 128 if stream == "video" else 64
-                )
+                wanted[stream] = heads * section.get(f"{prefix}attention_head_dim", 128 if stream == "video" else 64)
         for stream, connector in (("video", self.video), ("audio", self.audio)):
             if connector.dim != wanted[stream]:
                 raise WeightsError(
@@ -126,9 +122,7 @@ def _is_per_stream(section: Mapping[str, Any]) -> bool:
 def _connector(section: Mapping[str, Any], heads: int, head_dim: int, layers: int) -> ConnectorConfig:
     layout = section.get("rope_type", "split")
     if layout not in ("split", "interleaved"):
-        raise WeightsError(
-            f"config.transformer: rope_type {layout!r} is not known; expected 'split' or 'interleaved'."
-        )
+        raise WeightsError(f"config.transformer: rope_type {layout!r} is not known; expected 'split' or 'interleaved'.")
     precise = section.get("frequencies_precision") == "float64"
     positions = section.get("connector_positional_embedding_max_pos", [1])
     if len(positions) != 1:
@@ -274,9 +268,7 @@ class TextProjections(nn.Module):
             )
         for connector in (config.video, config.audio):
             if length % connector.num_registers:
-                raise RequestError(
-                    f"context length {length} must be a multiple of {connector.num_registers}."
-                )
+                raise RequestError(f"context length {length} must be a multiple of {connector.num_registers}.")
         if hidden.shape[1] > length:
             raise RequestError(f"the prompt has {hidden.shape[1]} tokens; at most {length} fit.")
         video, audio = self.text_embedding_projection(hidden.astype(self.text_embedding_projection.dtype))

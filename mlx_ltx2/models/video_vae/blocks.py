@@ -70,8 +70,7 @@ class ResGroup(nn.Module):
         if timestep_conditioning:
             self.time_embedder = TimestepEmbedder(4 * channels)
         self.res_blocks = [
-            ResBlock(channels, padding=padding, timestep_conditioning=timestep_conditioning)
-            for _ in range(num_layers)
+            ResBlock(channels, padding=padding, timestep_conditioning=timestep_conditioning) for _ in range(num_layers)
         ]
 
     def embed(self, timestep: mx.array | None, dtype: mx.Dtype) -> mx.array | None:

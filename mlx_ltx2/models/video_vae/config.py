@@ -137,19 +137,13 @@ def _blocks(section: Mapping[str, Any], key: str, kinds: Sequence[str]) -> tuple
 def _block(entry: Any, key: str, kinds: Sequence[str]) -> Block:
     paired = isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) == 2
     if not paired or not isinstance(entry[1], int | Mapping):
-        raise WeightsError(
-            f"vae config: {key} holds {entry!r}; each entry must be [kind, layers or parameters]."
-        )
+        raise WeightsError(f"vae config: {key} holds {entry!r}; each entry must be [kind, layers or parameters].")
     kind, given = entry
     if kind not in kinds:
-        raise WeightsError(
-            f"vae config: {key} names a block {kind!r}; this package builds {', '.join(kinds)}."
-        )
+        raise WeightsError(f"vae config: {key} names a block {kind!r}; this package builds {', '.join(kinds)}.")
     parameters = {"num_layers": given} if isinstance(given, int) else given
     if parameters.get("inject_noise", False):
-        raise WeightsError(
-            f"vae config: {key} asks for inject_noise in {kind!r}, which no released model uses."
-        )
+        raise WeightsError(f"vae config: {key} asks for inject_noise in {kind!r}, which no released model uses.")
     if kind == "res_x":
         return Block(kind, num_layers=_positive(parameters, "num_layers", 0))
     if key == "decoder_blocks":

@@ -29,9 +29,7 @@ class VideoDecoder(nn.Module):
     def __init__(self, config: VideoVAEConfig):
         super().__init__()
         if not config.decoder_blocks:
-            raise WeightsError(
-                "vae config: decoder_blocks is absent or empty; use a file that holds a video decoder."
-            )
+            raise WeightsError("vae config: decoder_blocks is absent or empty; use a file that holds a video decoder.")
         self.config = config
         self.causal = config.causal_decoder
         self.timestep_conditioned = config.timestep_conditioning
@@ -84,9 +82,7 @@ class VideoDecoder(nn.Module):
         x = self.conv_out(self.before_conv_out(x, timestep), causal=self.causal)
         return unpatchify_pixels(x, self.config.patch_size)
 
-    def __call__(
-        self, latent: mx.array, *, noise: mx.array | None = None, timestep: float = TIMESTEP
-    ) -> mx.array:
+    def __call__(self, latent: mx.array, *, noise: mx.array | None = None, timestep: float = TIMESTEP) -> mx.array:
         """Decode a clip.
 
         Args:
@@ -119,8 +115,6 @@ class VideoDecoder(nn.Module):
                 f"of the latent's shape {latent.shape}."
             )
         if not self.timestep_conditioned and noise is not None:
-            raise RequestError(
-                "This decoder is not timestep-conditioned and cannot use noise; leave noise= out."
-            )
+            raise RequestError("This decoder is not timestep-conditioned and cannot use noise; leave noise= out.")
         if noise is not None and noise.shape != latent.shape:
             raise ShapeError(f"noise of shape {noise.shape} does not fit the latent; use {latent.shape}.")

@@ -31,9 +31,7 @@ class VideoEncoder(nn.Module):
     def __init__(self, config: VideoVAEConfig):
         super().__init__()
         if not config.encoder_blocks:
-            raise WeightsError(
-                "vae config: encoder_blocks is absent or empty; use a file that holds a video encoder."
-            )
+            raise WeightsError("vae config: encoder_blocks is absent or empty; use a file that holds a video encoder.")
         self.config = config
         self.per_channel_statistics = PerChannelStatistics(config.latent_channels)
         channels, padding = config.encoder_base_channels, config.encoder_padding

@@ -156,9 +156,7 @@ class StreamingDecoder:
         chunk: int = CHUNK,
     ):
         if chunk < 1:
-            raise RequestError(
-                f"a streaming decoder was told to take {chunk} frames at a time; 1 is the least."
-            )
+            raise RequestError(f"a streaming decoder was told to take {chunk} frames at a time; 1 is the least.")
         self._decoder, self._evaluate, self._chunk = decoder, evaluate, chunk
         self._nodes = _nodes(decoder, decoder.scale_timestep(timestep))
         self._queues: list[deque[tuple[mx.array, bool]]] = [deque() for _ in self._nodes]
@@ -242,9 +240,7 @@ def stream_decode(
     count = latent.shape[1]
     for first in range(0, count, chunk):
         part = slice(first, first + chunk)
-        yield from stream.push(
-            latent[:, part], None if noise is None else noise[:, part], last=first + chunk >= count
-        )
+        yield from stream.push(latent[:, part], None if noise is None else noise[:, part], last=first + chunk >= count)
 
 
 @dataclass(frozen=True)

@@ -112,9 +112,7 @@ class BandwidthExtensionConfig:
         needed = ("input_sampling_rate", "output_sampling_rate", "hop_length", "n_fft", "num_mels")
         missing = [key for key in needed if key not in section]
         if missing:
-            raise WeightsError(
-                f"vocoder config bwe lacks {', '.join(missing)}; the file's config is incomplete."
-            )
+            raise WeightsError(f"vocoder config bwe lacks {', '.join(missing)}; the file's config is incomplete.")
         _require(section, "num_mels", MEL_BINS, "vocoder config bwe")
         config = cls(
             # The residual is added to the resampled core, so nothing may bend it before the sum.
@@ -168,6 +166,4 @@ def _require(section: Mapping[str, Any], key: str, allowed: object, where: str) 
     given = section.get(key)
     if given != allowed:
         shown = repr(given) if key in section else "absent"
-        raise WeightsError(
-            f"{where}.{key} is {shown}; it must be {allowed!r} in LTX-2 and LTX-2.3 checkpoints."
-        )
+        raise WeightsError(f"{where}.{key} is {shown}; it must be {allowed!r} in LTX-2 and LTX-2.3 checkpoints.")

@@ -56,9 +56,7 @@ class TransposedConv1d(nn.Module):
 
 
 def _conv(channels: int, kernel_size: int, dilation: int = 1) -> nn.Conv1d:
-    return nn.Conv1d(
-        channels, channels, kernel_size, padding=(kernel_size - 1) * dilation // 2, dilation=dilation
-    )
+    return nn.Conv1d(channels, channels, kernel_size, padding=(kernel_size - 1) * dilation // 2, dilation=dilation)
 
 
 class ResBlock(nn.Module):
@@ -108,9 +106,7 @@ class Vocoder(nn.Module):
             width //= 2
             self.resblocks += [
                 self._block(width, k, dilations)
-                for k, dilations in zip(
-                    config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
-                )
+                for k, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True)
             ]
         if config.resblock == "AMP1":
             self.act_post = Activation1d(width, with_beta=True)  # also where the blocks use plain snake
@@ -221,9 +217,7 @@ def sinc_phases(ratio: int) -> np.ndarray:
     reach = math.ceil(_SINC_CROSSINGS / _SINC_ROLLOFF)
     offsets = np.arange(-reach, reach + 1)[None, :] - np.arange(ratio)[:, None] / ratio
     crossings = offsets * _SINC_ROLLOFF
-    window = (
-        np.cos(np.clip(crossings, -_SINC_CROSSINGS, _SINC_CROSSINGS) * (np.pi / _SINC_CROSSINGS / 2)) ** 2
-    )
+    window = np.cos(np.clip(crossings, -_SINC_CROSSINGS, _SINC_CROSSINGS) * (np.pi / _SINC_CROSSINGS / 2)) ** 2
     return (np.sinc(crossings) * window * _SINC_ROLLOFF).astype(np.float32)[..., None]
 
 
