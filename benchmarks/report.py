@@ -23,8 +23,13 @@ Page = Callable[[Result, Path], list[str]]
 QUICK = {
     "denoise_step": ["--rounds", "2", "--tokens", "384", "1024", "--generations", "22B"],
     "quant_error": ["--blocks", "3"],
+    "vae_decode": ["--rounds", "1", "--frames", "17", "33", "--generations", "22B", "--channels", "16"],
 }
-FULL: dict[str, list[str]] = {"denoise_step": ["--rounds", "5"], "quant_error": []}
+FULL: dict[str, list[str]] = {
+    "denoise_step": ["--rounds", "5"],
+    "quant_error": [],
+    "vae_decode": ["--rounds", "3", "--channels", "16"],
+}
 
 
 def run(name: str, options: Sequence[str], results: Path) -> None:
