@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -57,9 +58,21 @@ class Graph:
     outputs: Sequence[str]
     shapes: dict[str, tuple[tuple[int, ...], mx.Dtype]] = field(repr=False)
 
+    @cached_property
+    def order(self) -> list[Node]:
+        """Nodes in the order in which MLX evaluates them."""
+        return _order(self.outputs, {name: node for node in self.nodes for name, _, _ in node.outputs})
+
+
+class UntraceableError(ValueError):
+    """The function uses a primitive that MLX cannot describe."""
+
 
 def trace(function: Callable[..., Any], *arrays: mx.array) -> Graph:
-    """The graph of function(*arrays); the arrays need no data."""
+    """The graph of function(*arrays); the arrays need no data.
+
+    Raises: UntraceableError.
+    """
     found: list[dict[str, Any]] = []
 
     def flat(*given: mx.array) -> list[mx.array]:
@@ -67,7 +80,12 @@ def trace(function: Callable[..., Any], *arrays: mx.array) -> Graph:
         return [array for _, array in result if isinstance(array, mx.array)]
 
     with _marked_compiled():
-        mx.export_function(found.append, flat, *arrays)
+        try:
+            mx.export_function(found.append, flat, *arrays)
+        except ValueError as error:
+            if "export_function" not in str(error):
+                raise
+            raise UntraceableError(str(error)) from error
     nodes, inputs, outputs = [], [], []
     shapes = {}
     for entry in found:
@@ -88,7 +106,10 @@ def trace(function: Callable[..., Any], *arrays: mx.array) -> Graph:
 
 @contextlib.contextmanager
 def _marked_compiled() -> Iterator[None]:
-    """Compiled functions are traced through; marks at their ends say which primitives will be one kernel."""
+    """Compiled functions are traced through; marks at their ends say which primitives will be one kernel.
+
+    MLX cannot describe `contiguous`; a reshape copies in the same cases.
+    """
     kind = type(mx.compile(lambda x: x))
     changed: list[tuple[Any, str, Any]] = []
 
@@ -102,6 +123,11 @@ def _marked_compiled() -> Iterator[None]:
 
         return call
 
+    def contiguous(a: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        return a.reshape(-1).reshape(a.shape)
+
+    changed.append((mx, "contiguous", mx.contiguous))
+    mx.contiguous = contiguous
     for name, module in list(sys.modules.items()):
         if name.startswith(("mlx_ltx2.models", "mlx.nn")):
             for attribute, value in list(vars(module).items()):
@@ -139,6 +165,7 @@ def _fused(nodes: Sequence[Node]) -> list[Node]:
     return [inside.get(id(node), node) for node in nodes]
 
 
+@lru_cache(maxsize=4096)
 def _contiguous(shape: tuple[int, ...]) -> np.ndarray:
     strides, step = [], 1
     for length in reversed(shape):
@@ -179,8 +206,7 @@ class Walk:
     def run(self) -> Walk:
         """Walk the graph once; afterwards `peak` and `result` (bytes of the outputs) are known."""
         graph = self.graph
-        makers = {name: node for node in graph.nodes for name, _, _ in node.outputs}
-        order = _order(graph.outputs, makers)
+        order = graph.order
         for name in graph.inputs:
             self._buffers[name] = _Buffer(0, held=True)
             self._views[name] = _contiguous(graph.shapes[name][0])
@@ -240,7 +266,6 @@ class Walk:
             nbytes = math.prod(shape) * dtype.size
             taken = self._donor(node, nbytes, dtype) if node.name in _ELEMENTWISE else None
             if taken is not None:
-                taken.readers += 0
                 made.append(taken)
                 continue
             if node.name == "SliceUpdate" and (first := self._free_input(node.inputs[0])) is not None:
@@ -407,7 +432,7 @@ class Footprint:
 def footprint(function: Callable[..., Any], *arrays: mx.array, device: mx.Device | None = None) -> Footprint:
     """Peak of mx.eval(function(*arrays)) beyond the arrays themselves; nothing is evaluated.
 
-    device: whose kernels are counted, MLX's default device if None. Where in a task the evaluation begins is chance, so
+    Raises: UntraceableError. device: whose kernels are counted, MLX's default device if None. Where in a task the evaluation begins is chance, so
     the worst case counts.
     """
     graph = trace(function, *arrays)

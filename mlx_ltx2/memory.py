@@ -117,8 +117,9 @@ def phase(name: str, report: PeakReport) -> Iterator[None]:
 
 def materialised(network: T) -> T:
     """The network with its weights read; one that comes from disk in parts stays as it is."""
-    if isinstance(network, nn.Module):
-        mx.eval(network.parameters())
+    module = getattr(network, "model", network)  # a text encoder has its network beside a tokenizer
+    if isinstance(module, nn.Module):
+        mx.eval(module.parameters())
     return network
 
 
