@@ -89,7 +89,7 @@ def denoise_page(result: Result, docs: Path) -> list[str]:
     worst, rows = result["worst"], result["rows"]
     lines = ["## Denoising pass", "", "4 blocks, video 1024 and audio 512 wide, 8 heads, float32, random weights."]
     lines += ["Ours against the plain per-token form (`benchmarks/plain.py`), same weights, same results. Ours has its"]
-    lines += ["rotation tables ready and, on the CPU, attends in pieces of the queries; the plain form does neither.", ""]
+    lines += ["rotation tables ready and, attends in pieces on the CPU; the plain form does neither.", ""]
     lines += table(
         ["what", "worst of all sizes"],
         [
