@@ -75,7 +75,7 @@ def train(out: Path, part: str, steps: int, minutes: float | None, seed: int = 0
         kept = {n.removeprefix(f"{part}."): v for n, v in state.items() if n.startswith(part)}
         own.load_state_dict(kept | {n: v for n, v in own.state_dict().items() if n.startswith(fresh)})
     pool, unseen = scenes(1, 16384), [sample_scene(np.random.default_rng(99 + i), "any") for i in range(6)]
-    optimiser = Optimiser(own.named_parameters(), 2e-3, ends=("conv_in", "conv_out"))
+    optimiser = Optimiser(own.named_parameters(), 3e-3, ends=("conv_in", "conv_out"))
     average = Average(own)
     clock = Clock(f"video_{part}", out, steps=steps, minutes=minutes)
     mean, std = statistics()
