@@ -51,33 +51,48 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """inputs: arrays that exist before; constants: small ones that the function made on the host."""
+    """inputs: arrays that exist before, or that the function makes on the host. stages: what it evaluates meanwhile."""
 
     nodes: Sequence[Node]
     inputs: Sequence[str]
     outputs: Sequence[str]
     shapes: dict[str, tuple[tuple[int, ...], mx.Dtype]] = field(repr=False)
 
+    stages: Sequence[Sequence[str]] = ()
+
     @cached_property
-    def order(self) -> list[Node]:
-        """Nodes in the order in which MLX evaluates them."""
-        return _order(self.outputs, {name: node for node in self.nodes for name, _, _ in node.outputs})
+    def orders(self) -> list[list[Node]]:
+        """Nodes in the order in which MLX evaluates them, by evaluation."""
+        makers = {name: node for node in self.nodes for name, _, _ in node.outputs}
+        orders = []
+        for wanted in (*self.stages, self.outputs):
+            orders.append(_order(wanted, makers))
+            for node in orders[-1]:
+                for name, _, _ in node.outputs:
+                    makers.pop(name, None)
+        return orders
 
 
 class UntraceableError(ValueError):
     """The function uses a primitive that MLX cannot describe."""
 
 
-def trace(function: Callable[..., Any], *arrays: mx.array) -> Graph:
+def trace(function: Callable[..., Any], *arrays: mx.array, staged: bool = False) -> Graph:
     """The graph of function(*arrays); the arrays need no data.
 
+    staged: the function takes one argument more, first, which it calls in place of `mx.eval`.
     Raises: UntraceableError.
     """
     found: list[dict[str, Any]] = []
+    evaluated: list[list[mx.array]] = []
+
+    def evaluate(*trees: Any) -> None:
+        evaluated.append(_arrays(trees))
 
     def flat(*given: mx.array) -> list[mx.array]:
-        result: Any = tree_flatten(function(*given))
-        return [array for _, array in result if isinstance(array, mx.array)]
+        evaluated.clear()
+        results = _arrays(function(evaluate, *given) if staged else function(*given))
+        return [array for group in (results, *evaluated) for array in group]
 
     with _marked_compiled():
         try:
@@ -101,7 +116,18 @@ def trace(function: Callable[..., Any], *arrays: mx.array) -> Graph:
             made = tuple((name, tuple(shape), dtype) for name, shape, dtype in entry["outputs"])
             shapes |= {name: (shape, dtype) for name, shape, dtype in made}
             nodes.append(Node(entry["name"], entry["arguments"], tuple(n for n, _, _ in entry["inputs"]), made))
-    return Graph(_fused(nodes), inputs, outputs, shapes)
+    counts = [len(group) for group in evaluated]
+    evaluated.clear()
+    stages, end = [], len(outputs)
+    for count in reversed(counts):
+        stages.append(outputs[end - count : end])
+        end -= count
+    return Graph(_fused(nodes), inputs, outputs[:end], shapes, stages[::-1])
+
+
+def _arrays(tree: Any) -> list[mx.array]:
+    flat: Any = tree_flatten(tree)
+    return [array for _, array in flat if isinstance(array, mx.array)]
 
 
 @contextlib.contextmanager
@@ -206,18 +232,23 @@ class Walk:
     def run(self) -> Walk:
         """Walk the graph once; afterwards `peak` and `result` (bytes of the outputs) are known."""
         graph = self.graph
-        order = graph.order
         for name in graph.inputs:
             self._buffers[name] = _Buffer(0, held=True)
             self._views[name] = _contiguous(graph.shapes[name][0])
         self._readers: dict[str, int] = {}
-        for node in order:
+        for node in (node for order in graph.orders for node in order):
             for name in node.inputs:
                 self._readers[name] = self._readers.get(name, 0) + 1
-        for name in graph.outputs:
-            self._readers[name] = self._readers.get(name, 0) + 1
-        for node in order:
-            self._step(node)
+        for group in (graph.outputs, *graph.stages):
+            for name in group:
+                self._readers[name] = self._readers.get(name, 0) + 1
+        for order, wanted in zip(graph.orders, (*graph.stages, ()), strict=True):
+            for node in order:
+                self._step(node)
+            for name in wanted:
+                self._drop(self._buffers[name])
+            if wanted:
+                self._settle()
         kept = {id(self._buffers[name]): self._buffers[name].nbytes for name in graph.outputs}
         self.result = sum(kept.values())
         return self
@@ -228,6 +259,11 @@ class Walk:
         self.live += nbytes
         self.peak = max(self.peak, self.live)
         return _Buffer(nbytes)
+
+    def _settle(self) -> None:
+        """An evaluation has ended: everything free has come back."""
+        while self._freed:
+            self.live -= self._freed.popleft()[1]
 
     def _drop(self, buffer: _Buffer) -> None:
         buffer.readers -= 1
@@ -429,12 +465,15 @@ class Footprint:
     result: int
 
 
-def footprint(function: Callable[..., Any], *arrays: mx.array, device: mx.Device | None = None) -> Footprint:
+def footprint(
+    function: Callable[..., Any], *arrays: mx.array, device: mx.Device | None = None, staged: bool = False
+) -> Footprint:
     """Peak of mx.eval(function(*arrays)) beyond the arrays themselves; nothing is evaluated.
 
-    Raises: UntraceableError. device: whose kernels are counted, MLX's default device if None. Where in a task the evaluation begins is chance, so
-    the worst case counts.
+    device: whose kernels are counted, MLX's default device if None. staged: see `trace`. Where in a task the evaluation
+    begins is chance, so the worst case counts.
+    Raises: UntraceableError.
     """
-    graph = trace(function, *arrays)
+    graph = trace(function, *arrays, staged=staged)
     walks = [Walk(graph, RUN_AHEAD, device or mx.default_device(), first).run() for first in range(0, RUN_AHEAD, 3)]
     return Footprint(max(walk.peak for walk in walks), walks[0].result)

@@ -23,6 +23,7 @@ LONG_SEQUENCE = 4096
 PACE = 4
 """Blocks per evaluation then."""
 
+
 @dataclass(frozen=True)
 class MemoryOptions:
     """What the user says about memory; None = decide.
@@ -148,9 +149,7 @@ def transformer_key(stage: StagePlan) -> tuple[bool, bool, tuple[tuple[str, floa
     return stage.video is not None, stage.audio is not None, tuple((use.path, use.strength) for use in stage.loras)
 
 
-def _choose(
-    stack: Stack, room: int, budget: int, options: MemoryOptions, asked: int | None
-) -> int | None:
+def _choose(stack: Stack, room: int, budget: int, options: MemoryOptions, asked: int | None) -> int | None:
     """Blocks that stay, or None for all."""
     if options.streamed is False:
         return None

@@ -24,9 +24,9 @@ from mlx_ltx2.footprint import Footprint, UntraceableError, footprint
 from mlx_ltx2.models.text.gemma import hidden_states
 from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
 from mlx_ltx2.models.transformer import Transformer
-from mlx_ltx2.models.video_vae.streaming import streaming_decode_bytes
+from mlx_ltx2.models.video_vae.streaming import stream_decode, streaming_decode_bytes
 from mlx_ltx2.pipelines.plan import Plan
-from mlx_ltx2.stages.decode_video import decode_way
+from mlx_ltx2.stages.decode_video import decode_way, to_uint8
 from mlx_ltx2.stages.encode_media import Media
 from mlx_ltx2.stages.plan import Sizes, StagePlan
 from mlx_ltx2.states import LatentState, Modality
@@ -34,6 +34,9 @@ from mlx_ltx2.weights.load import KEEPS_DTYPE, bare_component
 from mlx_ltx2.weights.networks import UPSAMPLERS, Networks
 from mlx_ltx2.weights.streaming import BLOCKS, split_by_block
 from mlx_ltx2.weights.text_encoder import bare_text_encoder
+
+FEW_CHUNKS = 2
+"""A streamed decode needs no more for many frames than for these."""
 
 LIVE_COPIES = 12
 """Arrays of a layer's size that live at a time; 10 to 12 were seen in transformers of this kind."""
@@ -275,27 +278,24 @@ class Needs:
         module, dtype = _bare(str(self.networks.model.path), "video_decoder", self.networks.dtype)
         weights = self.bytes_of("video_decoder")
         grid = self.plan.stages[number].shape.latent(self.traits.video_scale)
-        unfolds = mx.default_device() == mx.cpu
         way = decode_way(
             self.plan.tiling, grid, self.traits.video_scale, module.config, dtype.size, max(0, budget - weights)
         )
         tiles = [tile for group in way.plan.groups() for tile in group]
         if way.chunk:
-            sizes = {self._tile(tile)[1:3] for tile in tiles}
-            peak = max(
-                streaming_decode_bytes(module.config, *size, dtype.size, way.chunk, unfolds=unfolds) for size in sizes
-            )
-            peak *= len(way.plan.rows) * len(way.plan.columns) if way.streams else 1
-        else:
-            runs = [
-                self._run("video_decoder", self._tile(tile), self.dtype, noise=module.timestep_conditioned)
-                for tile in tiles
-            ]
+            shapes = {self._tile(tile) for tile in tiles}
+            few = {(1, min(s[1], FEW_CHUNKS * way.chunk), *s[2:]) for s in shapes}
+            runs = [self._run("video_decoder", s, self.dtype, chunk=way.chunk) for s in few]
             peak = max(run.peak for run in runs)
-        size = way.plan.size
-        frames = way.chunk or size[0]
-        pixels = min(frames, size[0]) * size[1] * size[2] * 3
-        return {"decode video": weights + self._latents_bytes(number) + peak + pixels * (4 + dtype.size)}
+            if way.streams:  # the streams of the other tiles wait with the frames that they will read again
+                each = streaming_decode_bytes(module.config, *self._tile(tiles[0])[2:4], dtype.size, way.chunk)
+                peak += (len(tiles) - 1) * each
+        else:
+            peak = max(self._run("video_decoder", self._tile(tile), self.dtype, chunk=0).peak for tile in tiles)
+        if not way.streams and len(tiles) > 1:  # the buffer in which tiles are blended
+            frames = max(span.target.stop - span.target.start for span in way.plan.frames)
+            peak += 2 * frames * way.plan.size[1] * way.plan.size[2] * 3 * dtype.size
+        return {"decode video": weights + self._latents_bytes(number) + peak}
 
     def _tile(self, tile: Tile) -> tuple[int, ...]:
         sizes = [s.stop - s.start for s in tile.source]
@@ -375,19 +375,19 @@ def _facts(path: str, name: str, dtype: mx.Dtype | None) -> _Facts:
 
 
 def network_footprint(module: nn.Module, call: Callable[..., Any], *inputs: mx.array) -> Footprint:
-    """Footprint of call(module, *inputs), whose arrays need no data, beyond weights and inputs.
+    """Footprint of call(evaluate, module, *inputs), whose arrays need no data, beyond weights and inputs.
 
     Where MLX cannot describe the graph, so many bytes as it takes to hold `LIVE_COPIES` of the widest layer's output.
     """
     flat = _flat(module)
     names = [name for name, _ in flat]
 
-    def run(*arrays: mx.array) -> Any:
+    def run(evaluate: Callable[..., None], *arrays: mx.array) -> Any:
         module.load_weights(list(zip(names, arrays[: len(names)], strict=True)), strict=True)
-        return call(module, *arrays[len(names) :])
+        return call(evaluate, module, *arrays[len(names) :])
 
     try:
-        return footprint(run, *(array for _, array in flat), *inputs)
+        return footprint(run, *(array for _, array in flat), *inputs, staged=True)
     except UntraceableError:
         widest = max((array.shape[-1] for _, array in flat if array.ndim >= 2), default=1)
         rows = max(array.size // array.shape[-1] for array in inputs)
@@ -404,11 +404,26 @@ def _component_footprint(
     module, _ = _bare(path, name, cast)
     options = dict(extra)
 
-    def call(module: Any, x: mx.array) -> Any:
-        result = module(x, noise=x) if options.get("noise") else module(x)
+    def call(evaluate: Callable[..., None], module: Any, x: mx.array) -> Any:
+        if name == "video_decoder":
+            return _decoded(evaluate, module, x, options["chunk"])
+        result = module(x)
         return getattr(result, options["only"]) if "only" in options else result
 
     return network_footprint(module, call, mx.zeros(shape, dtype))
+
+
+def _decoded(evaluate: Callable[..., None], decoder: Any, latent: mx.array, chunk: int) -> list[mx.array]:
+    """As the stage decodes: frames become bytes piece by piece."""
+    noise = latent if decoder.timestep_conditioned else None
+    if not chunk:
+        pieces = iter([decoder(latent, noise=noise)])
+    else:
+        pieces = stream_decode(decoder, latent, evaluate=evaluate, noise=noise, chunk=chunk)
+    for pixels in pieces:
+        evaluate(pixels)
+        evaluate(to_uint8(pixels))
+    return []
 
 
 @lru_cache(maxsize=16)
@@ -444,7 +459,7 @@ def _pass_footprint(
             inputs += [mx.zeros((at_once, stream.tokens, stream.channels), dtype)]
             inputs += [mx.zeros((at_once, CONTEXT_TOKENS, width), dtype)]
 
-    def call(network: Transformer, *arrays: mx.array) -> Any:
+    def call(_: Any, network: Transformer, *arrays: mx.array) -> Any:
         given = list(arrays)
         modalities: list[Modality | None] = []
         for stream, axes in zip(streams, (3, 1), strict=True):
@@ -504,6 +519,7 @@ def _text_facts(folder: str, prompts: tuple[str, ...]) -> _TextFacts:
     width = bare.args.hidden_size
     hidden = tuple(length * width * (count + 1) * dtype.size for length in lengths)
     gemma.layers = gemma.layers[-1:]
-    run = network_footprint(bare, hidden_states, mx.zeros((1, max(lengths)), mx.int32))
+    ids = mx.zeros((1, max(lengths)), mx.int32)
+    run = network_footprint(bare, lambda _, model, ids: hidden_states(model, ids), ids)
     room = sum(hidden) + max(*hidden, run.peak - run.result)
     return _TextFacts(stack, embedding, width, count + 1, dtype, lengths, hidden, room)
