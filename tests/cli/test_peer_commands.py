@@ -19,6 +19,8 @@ from PIL import Image
 
 from tests.fixtures.media_files import counting_clip, sine, write_plain_video, write_sound
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Row:

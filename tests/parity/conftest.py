@@ -34,14 +34,22 @@ _stand_in_for_torchaudio()
 
 
 @pytest.fixture
-def table():
+def table(record_property):
     """table(network, generation, oracle, error, bound): records a row and asserts the bound."""
 
     def add(network: str, generation: str, oracle: str, error: float, bound: float) -> None:
-        ROWS[(network, generation, oracle)].append((error, bound))
+        record_property("parity", [network, generation, oracle, float(error), float(bound)])
         assert np.isfinite(error) and error <= bound, f"{network} {generation} vs {oracle}: {error:.2e} > {bound:.0e}"
 
     return add
+
+
+def pytest_runtest_logreport(report) -> None:
+    """Rows travel with the reports, so that worker processes fill the same table."""
+    for name, value in report.user_properties if report.when == "call" else ():
+        if name == "parity":
+            network, generation, oracle, error, bound = value
+            ROWS[(network, generation, oracle)].append((error, bound))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
