@@ -101,8 +101,10 @@ def trace(function: Callable[..., Any], *arrays: mx.array, staged: bool = False)
             if "export_function" not in str(error):
                 raise
             raise UntraceableError(str(error)) from error
-    nodes, inputs, outputs = [], [], []
-    shapes = {}
+    nodes: list[Node] = []
+    inputs: list[str] = []
+    outputs: list[str] = []
+    shapes: dict[str, tuple[tuple[int, ...], mx.Dtype]] = {}
     for entry in found:
         if entry["type"] == "inputs":
             inputs = [name for name, _, _ in entry["inputs"]]
@@ -283,11 +285,10 @@ class Walk:
             buffers = self._compute(node)
         else:
             buffers = [self._buffers[node.inputs[0]]] * len(node.outputs)
-        for (name, shape, _), buffer, view in zip(
-            node.outputs, buffers, view_of or [None] * len(node.outputs), strict=True
-        ):
+        views = view_of or [_contiguous(shape) for _, shape, _ in node.outputs]
+        for (name, _, _), buffer, view in zip(node.outputs, buffers, views, strict=True):
             self._buffers[name] = buffer
-            self._views[name] = _contiguous(shape) if view is None else view
+            self._views[name] = view
             buffer.readers += self._readers.get(name, 0)
         for name in node.inputs:
             self._drop(self._buffers[name])
@@ -402,8 +403,10 @@ def _order(outputs: Sequence[str], makers: dict[str, Node]) -> list[Node]:
             node, first = tape[place], 0
             place += 1
         for index in range(first, len(node.inputs)):
-            maker = makers.get(node.inputs[index])
-            if maker is None or degree.get(id(maker), 0) <= 0:
+            if node.inputs[index] not in makers:
+                continue
+            maker = makers[node.inputs[index]]
+            if degree.get(id(maker), 0) <= 0:
                 continue
             if len(tape) - place >= WIDTH:
                 later.append((node, index))

@@ -12,8 +12,9 @@ from typing import Any
 
 from mlx_ltx2.errors import ResourceError
 from mlx_ltx2.memory import default_budget
-from mlx_ltx2.pipelines.needs import Needs, Stack
+from mlx_ltx2.pipelines.needs import Needs
 from mlx_ltx2.pipelines.plan import Plan
+from mlx_ltx2.pipelines.traced import Stack
 from mlx_ltx2.stages.plan import StagePlan
 from mlx_ltx2.weights.networks import Networks
 

@@ -20,8 +20,8 @@ from mlx_ltx2.weights.index import ModelFolder
 from mlx_ltx2.weights.networks import Networks
 from mlx_ltx2.weights.text_encoder import load_text_encoder
 
-BLOCKS = 6
-GUIDED = GuidanceParams(cfg=3.0, stg=1.0, stg_blocks=(1, 4), modality=2.0, rescale=0.5)
+BLOCKS = 5
+GUIDED = GuidanceParams(cfg=3.0, stg=1.0, stg_blocks=(1, 3), modality=2.0, rescale=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def context(seed: int, slots: int = 16) -> TextContext:
     return TextContext(mx.random.normal((1, slots, 64)), mx.random.normal((1, slots, 32)))
 
 
-def sampled(network, *, audio: bool = True, guided: GuidanceParams = GUIDED, steps: int = 3) -> StatePair:
+def sampled(network, *, audio: bool = True, guided: GuidanceParams = GUIDED, steps: int = 2) -> StatePair:
     noise = NoiseSource(7, 0)
     shape = LatentShape(2, 4, 4)
     video = video_state(shape, 128, 24.0, dtype=network.dtype)
@@ -74,7 +74,7 @@ def equal(one: StatePair, two: StatePair) -> bool:
 
 
 @pytest.mark.parametrize("bits", [None, 8])
-@pytest.mark.parametrize("resident", [0, 1, 4, BLOCKS])
+@pytest.mark.parametrize("resident", [0, 2, BLOCKS])
 def test_latents_are_those_of_the_resident_network(models, bits, resident):
     networks = models(bits)
     whole = networks.load_transformer(video=True, audio=True)
@@ -95,7 +95,7 @@ def test_bytes_read_per_step_do_not_depend_on_the_passes(models, resident, passe
     streamed = models().load_transformer(video=True, audio=True, resident_blocks=resident)
     blocks = streamed.blocks
     before = blocks.reader.bytes_read
-    steps = 3
+    steps = 2
     sampled(streamed, guided=GUIDED if passes == 4 else GuidanceParams(), steps=steps)
     read = blocks.reader.bytes_read - before
     assert read <= 1.02 * steps * blocks.streamed_bytes
@@ -108,7 +108,7 @@ def test_bytes_read_per_step_do_not_depend_on_the_passes(models, resident, passe
 def test_allocator_peak_holds_the_kept_blocks_and_two_more(models):
     networks = models()
     peaks = {}
-    for resident in (1, 3, BLOCKS):
+    for resident in (0, 2, BLOCKS):
         mx.clear_cache()
         base = mx.get_active_memory()
         streamed = networks.load_transformer(video=True, audio=True, resident_blocks=resident)
@@ -118,10 +118,10 @@ def test_allocator_peak_holds_the_kept_blocks_and_two_more(models):
         peaks[resident] = mx.get_peak_memory() - base
         block = streamed.blocks.block_bytes
         del streamed
-    # The activations are the same for all; whole, it holds six blocks.
-    assert peaks[1] <= peaks[BLOCKS] - (BLOCKS - 3) * block + 0.25 * block
-    assert peaks[3] <= peaks[BLOCKS] - (BLOCKS - 5) * block + 0.25 * block
-    assert peaks[1] < peaks[3] < peaks[BLOCKS]
+    # The activations are the same for all; whole, it holds five blocks, streamed the kept ones and two.
+    assert peaks[0] <= peaks[BLOCKS] - (BLOCKS - 2) * block + 0.25 * block
+    assert peaks[2] <= peaks[BLOCKS] - (BLOCKS - 4) * block + 0.25 * block
+    assert peaks[0] < peaks[2] < peaks[BLOCKS]
 
 
 @pytest.mark.parametrize("bits", [None, 8])

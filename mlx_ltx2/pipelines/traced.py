@@ -1,0 +1,270 @@
+"""Sizes and footprints of a model's networks, from headers and shapes alone.
+
+Weights are counted from the files' headers; everything else is the footprint of the very networks at the sizes asked
+for (see `mlx_ltx2.footprint`), so the numbers follow the code and the backend. They are kept per model and shape.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from mlx_ltx2.footprint import Footprint, UntraceableError, footprint
+from mlx_ltx2.models.text.gemma import hidden_states
+from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
+from mlx_ltx2.models.transformer import Transformer
+from mlx_ltx2.models.video_vae.streaming import stream_decode
+from mlx_ltx2.stages.decode_video import to_uint8
+from mlx_ltx2.states import LatentState, Modality
+from mlx_ltx2.weights.index import ModelFolder
+from mlx_ltx2.weights.load import bare_component
+from mlx_ltx2.weights.streaming import BLOCKS, split_by_block
+from mlx_ltx2.weights.text_encoder import bare_text_encoder
+
+LIVE_COPIES = 12
+"""Arrays of a layer's size that live at a time; 10 to 12 were seen in transformers of this kind."""
+
+TRACED_BLOCKS = 2
+"""All blocks are alike: two of them show what any number needs."""
+
+_DTYPES = {
+    "F32": mx.float32, "BF16": mx.bfloat16, "F16": mx.float16, "U32": mx.uint32, "U8": mx.uint8, "I32": mx.int32,
+    "F8_E4M3": mx.uint8, "BOOL": mx.bool_, "I64": mx.int64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A network of equal blocks. around: weights outside them. block: the largest one, as computed in."""
+
+    around: int
+    block: int
+    count: int
+
+    @property
+    def whole(self) -> int:
+        return self.around + self.count * self.block
+
+    def with_resident(self, kept: int | None) -> int:
+        """Weights in memory if `kept` blocks stay and the others come in turn, the next one beside the current one."""
+        if kept is None or kept + 2 >= self.count:
+            return self.whole
+        return self.around + (kept + 2) * self.block
+
+    def fitting(self, room: int) -> int | None:
+        """How many blocks can stay in `room` bytes; -1 if not even two fit, None if all do."""
+        if self.whole <= room:
+            return None
+        return max(-1, min(self.count - 3, (room - self.around) // max(1, self.block) - 2))
+
+
+@dataclass(frozen=True)
+class StreamShape:
+    """What of a stream's state decides the graph. runs: lengths of equal noise levels."""
+
+    tokens: int
+    channels: int
+    runs: tuple[int, ...]
+    masked: bool
+
+
+def stream_shape(state: LatentState | None) -> StreamShape | None:
+    """None for an absent stream."""
+    if state is None:
+        return None
+    mask = state.denoise_mask[0]
+    edges = np.flatnonzero(np.append(True, mask[1:] != mask[:-1]))
+    runs = tuple(np.diff(np.append(edges, len(mask))).tolist())
+    return StreamShape(len(mask), state.latent.shape[-1], runs, state.attention_mask is not None)
+
+
+@lru_cache(maxsize=64)
+def typed_network(path: str, name: str, dtype: mx.Dtype | None) -> tuple[Any, mx.Dtype]:
+    """A network without data whose parameters have their stored types, and the type of its first floating weight."""
+    module, wanted = bare_component(ModelFolder.open(path), name)
+    _give_types(module, {n: _DTYPES[info.dtype] for n, (_, info) in wanted.items()}, dtype)
+    floats = [a.dtype for _, a in _flat(module) if mx.issubdtype(a.dtype, mx.floating)]
+    return module, floats[0]
+
+
+def _flat(module: nn.Module) -> list[tuple[str, mx.array]]:
+    found: Any = tree_flatten(module.parameters())
+    return found
+
+
+def _give_types(module: nn.Module, types: Mapping[str, mx.Dtype], dtype: mx.Dtype | None) -> None:
+    arrays = []
+    for name, array in _flat(module):
+        kind = types[name]
+        arrays.append((name, mx.zeros(array.shape, dtype if dtype and mx.issubdtype(kind, mx.floating) else kind)))
+    module.load_weights(arrays, strict=True)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(array.nbytes for _, array in _flat(module))
+
+
+@lru_cache(maxsize=64)
+def weight_bytes(path: str, name: str, dtype: mx.Dtype | None) -> int:
+    """Bytes of a network's weights as they are computed in."""
+    return _size(typed_network(path, name, dtype)[0])
+
+
+def network_footprint(module: nn.Module, call: Callable[..., Any], *inputs: mx.array) -> Footprint:
+    """Footprint of call(evaluate, module, *inputs), whose arrays need no data, beyond weights and inputs.
+
+    Where MLX cannot describe the graph, so many bytes as it takes to hold `LIVE_COPIES` of the widest layer's output.
+    """
+    flat = _flat(module)
+    names = [name for name, _ in flat]
+
+    def run(evaluate: Callable[..., None], *arrays: mx.array) -> Any:
+        module.load_weights(list(zip(names, arrays[: len(names)], strict=True)), strict=True)
+        return call(evaluate, module, *arrays[len(names) :])
+
+    try:
+        return footprint(run, *(array for _, array in flat), *inputs, staged=True)
+    except UntraceableError:
+        widest = max((array.shape[-1] for _, array in flat if array.ndim >= 2), default=1)
+        rows = max(array.size // array.shape[-1] for array in inputs)
+        nbytes = rows * widest * inputs[0].dtype.size
+        return Footprint(LIVE_COPIES * nbytes, sum(array.nbytes for array in inputs))
+    finally:
+        module.load_weights(flat, strict=True)
+
+
+@lru_cache(maxsize=256)
+def component_footprint(
+    path: str, name: str, cast: mx.Dtype | None, shape: tuple[int, ...], dtype: mx.Dtype, extra: tuple[Any, ...]
+) -> Footprint:
+    """Of a component on one array. extra: (("only", stream),) for the text projections, (("chunk", frames),) for the
+    video decoder."""
+    module, _ = typed_network(path, name, cast)
+    options = dict(extra)
+
+    def call(evaluate: Callable[..., None], module: Any, x: mx.array) -> Any:
+        if name == "video_decoder":
+            return _decoded(evaluate, module, x, options["chunk"])
+        result = module(x)
+        return getattr(result, options["only"]) if "only" in options else result
+
+    return network_footprint(module, call, mx.zeros(shape, dtype))
+
+
+def _decoded(evaluate: Callable[..., None], decoder: Any, latent: mx.array, chunk: int) -> list[mx.array]:
+    """As the stage decodes: frames become bytes piece by piece."""
+    noise = latent if decoder.timestep_conditioned else None
+    if not chunk:
+        pieces = iter([decoder(latent, noise=noise)])
+    else:
+        pieces = stream_decode(decoder, latent, evaluate=evaluate, noise=noise, chunk=chunk)
+    for pixels in pieces:
+        evaluate(pixels)
+        evaluate(to_uint8(pixels))
+    return []
+
+
+@lru_cache(maxsize=16)
+def transformer_parts(
+    path: str, cast: mx.Dtype | None, video: bool, audio: bool
+) -> tuple[Any, Stack, list[str], mx.Dtype]:
+    """A transformer of few blocks without data, the sizes of the whole one, and its type."""
+    module, wanted = bare_component(ModelFolder.open(path), "transformer", video=video, audio=audio)
+    network: Any = module
+    _give_types(network, {n: _DTYPES[info.dtype] for n, (_, info) in wanted.items()}, cast)
+    count = len(network.transformer_blocks)
+    blocks, around = split_by_block(wanted, BLOCKS, count)
+    sizes = {name: array.nbytes for name, array in _flat(network)}
+    stack = Stack(sum(sizes[n] for n in around), max(sum(sizes[n] for n in block) for block in blocks), count)
+    network.transformer_blocks = network.transformer_blocks[:TRACED_BLOCKS]
+    return network, stack, around, network.dtype
+
+
+@lru_cache(maxsize=256)
+def pass_footprint(
+    path: str, cast: mx.Dtype | None, streams: tuple[StreamShape | None, ...], at_once: int
+) -> Footprint:
+    """Of one pass and the tables that outlive it."""
+    video, audio = streams
+    network, _, _, dtype = transformer_parts(path, cast, video is not None, audio is not None)
+    configs = (network.config.video, network.config.audio)
+    inputs = []
+    for stream, config in zip(streams, configs, strict=True):
+        if stream is not None:
+            width = config.caption_channels or config.context_dim
+            inputs += [mx.zeros((at_once, stream.tokens, stream.channels), dtype)]
+            inputs += [mx.zeros((at_once, CONTEXT_TOKENS, width), dtype)]
+
+    def call(_: Any, network: Transformer, *arrays: mx.array) -> Any:
+        given = list(arrays)
+        modalities: list[Modality | None] = []
+        for stream, axes in zip(streams, (3, 1), strict=True):
+            modalities.append(None if stream is None else _modality(stream, axes, given.pop(0), given.pop(0)))
+        video_positions, audio_positions = (None if m is None else m.positions[:1] for m in modalities)
+        rope = network.rope(video_positions, audio_positions, dtype)
+        tables = [t for r in vars(rope).values() if r is not None for t in vars(r).values() if isinstance(t, mx.array)]
+        return [x for x in network(*modalities, rope=rope) if x is not None] + tables
+
+    return network_footprint(copy.copy(network), call, *inputs)
+
+
+def _modality(stream: StreamShape, axes: int, latent: mx.array, context: mx.array) -> Modality:
+    count = len(latent)
+    levels = np.repeat(np.linspace(1, 0, len(stream.runs), dtype=np.float32)[None], count, axis=0)
+    mask = mx.zeros((count, stream.tokens, stream.tokens)) if stream.masked else None
+    return Modality(
+        latent=latent,
+        sigma=np.ones(count, np.float32),
+        timesteps=levels,
+        positions=np.ones((count, axes, stream.tokens, 2), np.float32),
+        context=context,
+        runs=stream.runs if len(stream.runs) > 1 else None,
+        attention_mask=mask,
+    )
+
+
+@dataclass(frozen=True)
+class TextNeeds:
+    """stack: its weights. embedding: of which the token embedding. lengths: tokens per prompt. hidden: bytes of each
+    prompt's states. room: highest use beside the weights."""
+
+    stack: Stack
+    embedding: int
+    width: int
+    states: int
+    dtype: mx.Dtype
+    lengths: tuple[int, ...]
+    hidden: tuple[int, ...]
+    room: int
+
+
+@lru_cache(maxsize=16)
+def text_needs(folder: str, prompts: tuple[str, ...]) -> TextNeeds:
+    """Of a text encoder that encodes these prompts."""
+    bare: Any
+    bare, places, tokenizer = bare_text_encoder(folder)
+    types = {n: mx.bfloat16 if info.dtype == "F16" else _DTYPES[info.dtype] for n, (_, _, info) in places.items()}
+    _give_types(bare, types, None)
+    gemma = bare.model
+    count = len(gemma.layers)
+    layers, around = split_by_block(places, "model.layers", count)
+    sizes = {name: array.nbytes for name, array in _flat(bare)}
+    stack = Stack(sum(sizes[n] for n in around), max(sum(sizes[n] for n in layer) for layer in layers), count)
+    embedding = sum(sizes[n] for n in around if n.startswith("model.embed_tokens."))
+    dtype = gemma.norm.weight.dtype
+    lengths = tuple(len((tokenizer(p) if p.strip() else tokenizer.nothing()).ids) for p in prompts)
+    width = bare.args.hidden_size
+    hidden = tuple(length * width * (count + 1) * dtype.size for length in lengths)
+    gemma.layers = gemma.layers[-1:]
+    ids = mx.zeros((1, max(lengths)), mx.int32)
+    run = network_footprint(bare, lambda _, model, ids: hidden_states(model, ids), ids)
+    room = sum(hidden) + max(*hidden, run.peak - run.result)
+    return TextNeeds(stack, embedding, width, count + 1, dtype, lengths, hidden, room)
