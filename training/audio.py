@@ -135,16 +135,12 @@ def spectral_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             for x in (a, b)
         ]
         total = (
-            total
-            + (pair[0].add(1e-3).log() - pair[1].add(1e-3).log()).abs().mean()
-            + (pair[0] - pair[1]).abs().mean()
+            total + (pair[0].add(1e-3).log() - pair[1].add(1e-3).log()).abs().mean() + (pair[0] - pair[1]).abs().mean()
         )
     return total / 3
 
 
-def segments(
-    pool: list[Scene], rng: np.random.Generator, batch: int, frames: int, vae: torch.nn.Module | None
-):
+def segments(pool: list[Scene], rng: np.random.Generator, batch: int, frames: int, vae: torch.nn.Module | None):
     """Random stretches: log-mel (B, 2, F, 64), wave at 16 kHz (B, 2, 160 F) and at 48 kHz (B, 2, 480 F)."""
     mels, low, high = [], [], []
     chosen = [pool[int(i)] for i in rng.integers(len(pool), size=batch)]
@@ -216,10 +212,7 @@ def train_vocoder(out: Path, steps: int, minutes: float | None, seed: int = 0) -
             bands = voice.mel_stft(wide.flatten(0, 1))[0].unflatten(0, (-1, 2)).transpose(2, 3)
             full = voice.bwe_generator(bands) + voice.resampler(wide)
             loss = (
-                loss
-                + 20 * (full - high).square().mean()
-                + (full - high).abs().mean()
-                + 0.1 * spectral_loss(full, high)
+                loss + 20 * (full - high).square().mean() + (full - high).abs().mean() + 0.1 * spectral_loss(full, high)
             )
         loss.backward()
         optimiser.step(clock.factor())

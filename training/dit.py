@@ -35,9 +35,7 @@ class Context:
     bias: torch.Tensor | None
 
     def repeat(self, count: int) -> Context:
-        return Context(
-            *(None if t is None else t.repeat(count, 1, 1) for t in (self.video, self.audio, self.bias))
-        )
+        return Context(*(None if t is None else t.repeat(count, 1, 1) for t in (self.video, self.audio, self.bias)))
 
 
 @dataclass
@@ -93,11 +91,7 @@ class Denoiser(nn.Module):
                         p[[2, 5, 8]] = 0.5
                     elif p.shape[0] == 5:
                         p[4] = 0.5
-                if (
-                    "proj_out" in name
-                    or "to_gate_logits" in name
-                    or name.endswith((".linear.weight", ".linear.bias"))
-                ):
+                if "proj_out" in name or "to_gate_logits" in name or name.endswith((".linear.weight", ".linear.bias")):
                     p.zero_()
             for c in (self.connectors.video_connector, self.connectors.audio_connector):
                 c.learnable_registers.normal_(0, 0.5)
@@ -154,8 +148,7 @@ class Denoiser(nn.Module):
         t = self.transformer
         b = video.x.shape[0]
         video_rope, audio_rope, cross_video_rope, cross_audio_rope = (
-            tuple(part.expand(b, -1, -1, -1) for part in table)
-            for table in self.rope(video.positions, audio.positions)
+            tuple(part.expand(b, -1, -1, -1) for part in table) for table in self.rope(video.positions, audio.positions)
         )
         x, y = t.proj_in(video.x), t.audio_proj_in(audio.x)
 

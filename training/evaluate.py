@@ -106,9 +106,7 @@ class Studio:
         both = context
         if guidance != 1.0:
             empty = self.model.context([""], FULL_SLOTS).repeat(b)
-            both = Context(
-                torch.cat([context.video, empty.video]), torch.cat([context.audio, empty.audio]), None
-            )
+            both = Context(torch.cat([context.video, empty.video]), torch.cat([context.audio, empty.audio]), None)
         for sigma, following in pairwise(sigmas):
             s = torch.full((b,), sigma)
             audio_sigma = torch.zeros(b) if given.frozen_audio else s
@@ -198,9 +196,7 @@ def evaluate(parts: Path, count: int, out: Path) -> dict:
 
     studio = Studio(parts, "distilled")
     clips, heard = batches(studio, lambda s, p, i: s.two_stages(p, i))
-    table["distilled, 8 + 3 steps, 64 -> 128"] = share(
-        [judge(*row) for row in zip(pool, clips, heard, strict=True)]
-    )
+    table["distilled, 8 + 3 steps, 64 -> 128"] = share([judge(*row) for row in zip(pool, clips, heard, strict=True)])
     sheet(clips[:12], out / "contact_sheet.png")
     (out / "contact_sheet.txt").write_text("\n".join(prompts[:12]) + "\n")
     clips, heard = batches(studio, lambda s, p, i: s.denoise(p, 128, list(lora.DISTILLED_SIGMAS), seed=i))
@@ -209,9 +205,7 @@ def evaluate(parts: Path, count: int, out: Path) -> dict:
 
     studio = Studio(parts)
     for guidance in (1.0, 3.0):
-        clips, heard = batches(
-            studio, lambda s, p, i, g=guidance: s.denoise(p, 64, dev_sigmas(20), g, seed=i)
-        )
+        clips, heard = batches(studio, lambda s, p, i, g=guidance: s.denoise(p, 64, dev_sigmas(20), g, seed=i))
         table[f"dev, 20 steps, 64, guidance {guidance:g}"] = share(
             [judge(*row) for row in zip(pool, clips, heard, strict=True)]
         )
@@ -220,10 +214,7 @@ def evaluate(parts: Path, count: int, out: Path) -> dict:
     clips, heard = batches(studio, lambda s, p, i: s.denoise(p, 64, dev_sigmas(20), 3.0, seed=i))
     rows = [judge(*row) for row in zip(pool, clips, heard, strict=True)]
     table["outline style, dev, guidance 3"] = share(
-        [
-            {k: r[k] for k in ("colour", "motion")} | {"hollow": hollow(c)}
-            for r, c in zip(rows, clips, strict=True)
-        ]
+        [{k: r[k] for k in ("colour", "motion")} | {"hollow": hollow(c)} for r, c in zip(rows, clips, strict=True)]
     )
     sheet(clips[:12], out / "contact_sheet_outlines.png")
     return table
@@ -234,10 +225,7 @@ def hollow(clip: np.ndarray) -> bool:
     mask = detectors.foreground(clip)
     path = detectors.track(mask)
     size = clip.shape[1]
-    holes = [
-        not mask[f, int(path.y[f] * size) % size, int(path.x[f] * size) % size]
-        for f in np.flatnonzero(path.seen)
-    ]
+    holes = [not mask[f, int(path.y[f] * size) % size, int(path.x[f] * size) % size] for f in np.flatnonzero(path.seen)]
     return bool(holes) and float(np.mean(holes)) > 0.5
 
 
@@ -257,9 +245,7 @@ def codec_figures(studio: Studio, pool: list[Scene]) -> dict[str, float]:
         target = torch.from_numpy(sound(scene, RATE_HZ).T)[None, :, : mel.shape[2] * 480]
         heard = studio.voice(mel)
         spectra.append(
-            float(
-                10 * torch.log10((target.square().mean() + 1e-6) / ((heard - target).square().mean() + 1e-6))
-            )
+            float(10 * torch.log10((target.square().mean() + 1e-6) / ((heard - target).square().mean() + 1e-6)))
         )
     return {
         "video PSNR dB": round(np.mean(video), 2),
@@ -280,21 +266,14 @@ def conditioning_figures(studio: Studio, count: int = 8) -> dict[str, float]:
     mask = torch.ones(count, 7, side)
     mask[:, 0] = 0
     clip = studio.decode(studio.denoise(prompts, 128, sigmas, given=Given(tokens, mask.flatten(1)))[0])
-    figures = {
-        "first frame PSNR dB": np.mean(
-            [detectors.psnr(c[0], p[0]) for c, p in zip(clip, pixels, strict=True)]
-        )
-    }
+    figures = {"first frame PSNR dB": np.mean([detectors.psnr(c[0], p[0]) for c, p in zip(clip, pixels, strict=True)])}
     last = torch.stack([encode_pixels(studio.video, p[48:49]) for p in pixels])
     clip = studio.decode(
         studio.denoise(prompts, 128, sigmas, given=Given(keys={48: last.flatten(2).transpose(1, 2)}))[0]
     )
-    figures["last frame PSNR dB"] = np.mean(
-        [detectors.psnr(c[48], p[48]) for c, p in zip(clip, pixels, strict=True)]
-    )
+    figures["last frame PSNR dB"] = np.mean([detectors.psnr(c[48], p[48]) for c, p in zip(clip, pixels, strict=True)])
     shapes = [
-        make_shape(rng, "circle", str(rng.choice(["red", "green", "yellow", "cyan"])), "bounce")
-        for _ in range(count)
+        make_shape(rng, "circle", str(rng.choice(["red", "green", "yellow", "cyan"])), "bounce") for _ in range(count)
     ]
     scenes_with_clicks = [Scene((s,), "black") for s in shapes]
     audio = encode_sound(studio.audio, waves(scenes_with_clicks))
@@ -309,9 +288,7 @@ def conditioning_figures(studio: Studio, count: int = 8) -> dict[str, float]:
     mask = torch.zeros(count, 7, side)
     mask[:, 3:5] = 1
     other = [p for p in prompts[1:] + prompts[:1]]
-    region = Given(
-        tokens, mask.flatten(1), encode_sound(studio.audio, waves(pool)), torch.ones(count, AUDIO_TOKENS)
-    )
+    region = Given(tokens, mask.flatten(1), encode_sound(studio.audio, waves(pool)), torch.ones(count, AUDIO_TOKENS))
     clip = studio.decode(studio.denoise(other, 128, sigmas, given=region)[0])
     codec = studio.decode(z)
     figures["retake: kept frames PSNR dB"] = np.mean(

@@ -139,9 +139,7 @@ def video_names(state: Tensors) -> Tensors:
                 part[2:5] = [str(index if decoder else index + 1)]
         elif part[1] == "mid_block":
             part[1:3] = (
-                ["up_blocks", "0", "res_blocks"]
-                if part[0] == "decoder"
-                else ["down_blocks", str(2 * 4), "res_blocks"]
+                ["up_blocks", "0", "res_blocks"] if part[0] == "decoder" else ["down_blocks", str(2 * 4), "res_blocks"]
             )
         found["vae." + ".".join(part)] = value
     return found
@@ -219,10 +217,7 @@ def collect(out: Path) -> dict[str, Tensors]:
         video_names(torch.load(out / "video_vae.pt"))
         | audio_names(torch.load(out / "audio_vae.pt"))
         | vocoder_names(voice)
-        | {
-            f"model.diffusion_model.{n}": v
-            for n, v in transformer_names(_part(denoiser, "transformer.")).items()
-        }
+        | {f"model.diffusion_model.{n}": v for n, v in transformer_names(_part(denoiser, "transformer.")).items()}
         | connector_names(_part(denoiser, "connectors."))
     )
     files = {"dev": checkpoint, "upsampler": torch.load(out / "upsampler.pt")}
@@ -338,17 +333,13 @@ def restore(out: Path, packed: Path, into: Path) -> None:
     denoiser = {}
     for n, v in torch.load(out / "denoiser.pt").items():
         if n.startswith("transformer."):
-            official = "model.diffusion_model." + next(
-                iter(transformer_names({n.removeprefix("transformer."): v}))
-            )
+            official = "model.diffusion_model." + next(iter(transformer_names({n.removeprefix("transformer."): v})))
         else:
             official = next(iter(connector_names({n.removeprefix("connectors."): v})))
         denoiser[n] = torch.from_numpy(files["dev"][official].copy())
     torch.save(denoiser, into / "denoiser.pt")
     torch.save({n: torch.from_numpy(v.copy()) for n, v in files["upsampler"].items()}, into / "upsampler.pt")
-    gemma = {
-        n.removeprefix("language_model.model."): torch.from_numpy(v.copy()) for n, v in files["gemma"].items()
-    }
+    gemma = {n.removeprefix("language_model.model."): torch.from_numpy(v.copy()) for n, v in files["gemma"].items()}
     torch.save(gemma, into / "gemma" / "model.pt")
     for name in ("distilled", "outlines"):
         adapter = {}

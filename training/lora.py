@@ -32,11 +32,7 @@ class Adapted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.base(x)
-        return (
-            y
-            if self.strength == 0
-            else y + self.strength * ((x @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype))
-        )
+        return y if self.strength == 0 else y + self.strength * ((x @ self.down.T.to(x.dtype)) @ self.up.T.to(x.dtype))
 
 
 def adapt(model: Denoiser, rank: int) -> dict[str, Adapted]:
@@ -44,11 +40,7 @@ def adapt(model: Denoiser, rank: int) -> dict[str, Adapted]:
     model.requires_grad_(False)
     found: dict[str, Adapted] = {}
     for name, module in list(model.transformer.named_modules()):
-        if (
-            isinstance(module, nn.Linear)
-            and name.startswith("transformer_blocks")
-            and "gate_logits" not in name
-        ):
+        if isinstance(module, nn.Linear) and name.startswith("transformer_blocks") and "gate_logits" not in name:
             parent_name, _, leaf = name.rpartition(".")
             parent = model.transformer.get_submodule(parent_name)
             found[name] = Adapted(module, rank)
@@ -113,10 +105,7 @@ def distill(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None
             context = model.context(b.prompts, SLOTS)
             empty = model.context([""] * count, SLOTS)
             both = Context(
-                *(
-                    torch.cat(pair)
-                    for pair in zip(*((c.video, c.audio, c.bias) for c in (context, empty)), strict=True)
-                )
+                *(torch.cat(pair) for pair in zip(*((c.video, c.audio, c.bias) for c in (context, empty)), strict=True))
             )
         noise = torch.randn_like(b.video), torch.randn_like(b.audio)
 
@@ -131,10 +120,7 @@ def distill(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None
             return found[0], found[1]
 
         masks = [m * (0.0 if z else 1.0) for m, z in zip((b.video_mask, b.audio_mask), b.frozen, strict=True)]
-        start = [
-            x + m[..., None] * sigma * (n - x)
-            for x, m, n in zip((b.video, b.audio), masks, noise, strict=True)
-        ]
+        start = [x + m[..., None] * sigma * (n - x) for x, m, n in zip((b.video, b.audio), masks, noise, strict=True)]
         with torch.no_grad():
             set_strength(adapters, 0.0)
             at, level = list(start), sigma

@@ -44,9 +44,7 @@ def video_vae() -> AutoencoderKLLTX2Video:
 
 def autocast(enabled: bool = True) -> torch.autocast:
     """bfloat16 compute with float32 weights, on the CPU or the GPU."""
-    return torch.autocast(
-        "cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16, enabled=enabled
-    )
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", dtype=torch.bfloat16, enabled=enabled)
 
 
 # The reference sizes the audio statistics by `ch` and needs one entry per token feature: ch = z * 16 bins.

@@ -45,9 +45,7 @@ def _newton_schulz(g: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum, made orthogonal: matrices and convolution kernels, one learning rate as AdamW's."""
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01
-    ):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95, decay: float = 0.01):
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
@@ -75,9 +73,7 @@ class Optimiser:
         matrices, rest = [], []
         for name, p in named:
             if p.requires_grad:
-                inner = (
-                    p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and not any(e in name for e in ends)
-                )
+                inner = p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= 8 and not any(e in name for e in ends)
                 (matrices if inner else rest).append(p)
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
@@ -143,9 +139,7 @@ class Clock:
 
     def factor(self, warmup: int = 50) -> float:
         """Linear warm-up, then a cosine to 2 % of the learning rate."""
-        return min(1.0, (self.step + 1) / warmup) * (
-            0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress))
-        )
+        return min(1.0, (self.step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
 
     def running(self) -> bool:
         return self.progress < 1.0

@@ -71,9 +71,7 @@ def run(out: Path, minutes: float | None, only: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument(
-        "--minutes", type=float, help="total of the budgets; the default is what the shipped model had"
-    )
+    parser.add_argument("--minutes", type=float, help="total of the budgets; the default is what the shipped model had")
     parser.add_argument("--only", nargs="*", default=[], help="names of parts")
     a = parser.parse_args()
     run(a.out, a.minutes, a.only)

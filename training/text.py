@@ -37,9 +37,7 @@ CONFIG = {
 }
 LAYER_TYPES = ["sliding_attention", "sliding_attention", "full_attention"]
 STATES = CONFIG["num_hidden_layers"] + 1
-NEGATIVE = (
-    "blurry, low quality, distorted, noise, flicker, watermark, text, ugly, deformed, static, worst quality"
-)
+NEGATIVE = "blurry, low quality, distorted, noise, flicker, watermark, text, ugly, deformed, static, worst quality"
 
 
 def train_tokenizer(path: Path) -> Tokenizer:
@@ -98,9 +96,7 @@ def labels(pool: list[Scene]) -> torch.Tensor:
         row = []
         for i in range(2):
             for values, key in ((KINDS, "kind"), (tuple(COLOURS), "colour"), (MOTIONS, "motion")):
-                row.append(
-                    values.index(getattr(scene.shapes[i], key)) if i < len(scene.shapes) else len(values)
-                )
+                row.append(values.index(getattr(scene.shapes[i], key)) if i < len(scene.shapes) else len(values))
         rows.append(row)
     return torch.tensor(rows)
 

@@ -123,9 +123,7 @@ def verify(parts: Path, weights: Path = WEIGHTS) -> dict[str, float]:
         ("video", Embeddings1DConnectorConfigurator, model.connectors.video_text_proj_in, video_context),
         ("audio", AudioEmbeddings1DConnectorConfigurator, model.connectors.audio_text_proj_in, audio_context),
     ):
-        connector = build(
-            configurator, stripped(state, (f"model.diffusion_model.{name}_embeddings_connector.", ""))
-        )
+        connector = build(configurator, stripped(state, (f"model.diffusion_model.{name}_embeddings_connector.", "")))
         flat = (rows * torch.rsqrt(rows.square().mean(2, keepdim=True) + 1e-6)).flatten(2)
         features = projected(flat * (projected.out_features / text.CONFIG["hidden_size"]) ** 0.5)
         additive = (full_mask[:, None, None] - 1).float() * torch.finfo(torch.float32).max
@@ -157,15 +155,11 @@ def verify(parts: Path, weights: Path = WEIGHTS) -> dict[str, float]:
         Modality(y, sigma, sigma[:, None].expand(1, 51), audio_rope, audio_context),
         None,
     )
-    found["transformer, video"], found["transformer, audio"] = (
-        distance(a, b) for a, b in zip(both, ours, strict=True)
-    )
+    found["transformer, video"], found["transformer, audio"] = (distance(a, b) for a, b in zip(both, ours, strict=True))
 
     up = upsampler()
     up.load_state_dict(torch.load(parts / "upsampler.pt"))
-    theirs = build(
-        LatentUpsamplerConfigurator, load_file(str(made.upsamplers[0])), settings(weights)["upsampler"]
-    )
+    theirs = build(LatentUpsamplerConfigurator, load_file(str(made.upsamplers[0])), settings(weights)["upsampler"])
     z = torch.randn(1, LATENT, 3, 2, 2)
     found["upsampler"] = distance(theirs(z), up(z))
     return found

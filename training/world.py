@@ -26,9 +26,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 MOTIONS = ("left", "right", "up", "down", "bounce", "circle", "grow", "shrink", "still")
 VERTICAL_MOTIONS = ("up", "down", "bounce", "grow", "shrink", "still")
-BACKGROUNDS: dict[
-    str, tuple[tuple[int, int, int], tuple[int, int, int]]
-] = {  # colour at the top, at the bottom
+BACKGROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {  # colour at the top, at the bottom
     "black": ((12, 12, 12), (12, 12, 12)),
     "grey": ((95, 95, 95), (95, 95, 95)),
     "navy": ((18, 22, 70), (18, 22, 70)),
@@ -100,9 +98,7 @@ class Shape:
     def pitch(self, seconds: np.ndarray, duration: float) -> np.ndarray:
         """Pitch in hertz on the 100 Hz ladder: 300..1200 by height, or by size when growing or shrinking."""
         track = self.track(seconds, duration)
-        step = (
-            12 - 32 * (track[:, 2] - 0.06) if self.motion in ("grow", "shrink") else 3 + 9 * (1 - track[:, 1])
-        )
+        step = 12 - 32 * (track[:, 2] - 0.06) if self.motion in ("grow", "shrink") else 3 + 9 * (1 - track[:, 1])
         return GRID_HZ * np.clip(np.round(step), 3, 12)
 
 
@@ -123,9 +119,7 @@ def held_out(kind: str, colour: str, motion: str) -> bool:
     return index % 8 == 3
 
 
-def sample_shape(
-    rng: np.random.Generator, split: str, motions: Sequence[str] = MOTIONS, place: str = ""
-) -> Shape:
+def sample_shape(rng: np.random.Generator, split: str, motions: Sequence[str] = MOTIONS, place: str = "") -> Shape:
     """Draw one shape; `split` is "train", "held" or "any"."""
     while True:
         kind, colour = str(rng.choice(KINDS)), str(rng.choice(list(COLOURS)))
@@ -154,9 +148,7 @@ def make_shape(rng: np.random.Generator, kind: str, colour: str, motion: str, pl
     return Shape(kind, colour, motion, x, y, radius, speed, phase, place)
 
 
-def sample_scene(
-    rng: np.random.Generator, split: str = "train", two: float = 0.15, frames: int = FRAMES
-) -> Scene:
+def sample_scene(rng: np.random.Generator, split: str = "train", two: float = 0.15, frames: int = FRAMES) -> Scene:
     """Draw a scene; `two` is the probability of two shapes (side by side, with vertical motions)."""
     background = str(rng.choice(list(BACKGROUNDS)))
     if rng.random() < two:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
@@ -121,7 +122,7 @@ def identity_of(*folders: Path, **more: object) -> str:
     Weights count by their headers, sizes and times of change, so that gigabytes are not read; small files by content.
     The release of this package and of MLX and the kind of device belong to it, since they decide the last bits.
     """
-    digest = hashlib.sha256(f"{VERSION} {mx.__version__} {mx.default_device()}".encode())
+    digest = hashlib.sha256(f"{VERSION} {version('mlx')} {mx.default_device()}".encode())
     for key, value in sorted(more.items()):
         digest.update(f"{key}={value}\0".encode())
     for folder in folders:
@@ -180,4 +181,4 @@ def _digest(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> str:
 
 
 def _bytes(array: mx.array) -> memoryview:
-    return memoryview(np.array(mx.contiguous(array).view(mx.uint8))).cast("B")
+    return memoryview(np.array(mx.contiguous(array).view(mx.uint8)).tobytes())

@@ -128,17 +128,8 @@ def test_memory_is_flat_in_frames_and_as_predicted(name: str) -> None:
 def test_the_formula_does_not_know_frames_and_grows_with_all_else() -> None:
     config = VideoVAEConfig.from_dict(vae.VAE_22B)
     small = streaming_decode_bytes(config, 16, 24, 2, 1)
-    assert (
-        small
-        == streaming_decode_bytes(config, 24, 16, 2, 1)
-        == streaming_decode_bytes(config, 16, 24, 4, 1) // 2
-    )
-    assert (
-        small
-        < streaming_decode_bytes(config, 16, 24, 2, 4)
-        < streaming_decode_bytes(config, 22, 40, 2, 4)
-        < 2e9
-    )
+    assert small == streaming_decode_bytes(config, 24, 16, 2, 1) == streaming_decode_bytes(config, 16, 24, 4, 1) // 2
+    assert small < streaming_decode_bytes(config, 16, 24, 2, 4) < streaming_decode_bytes(config, 22, 40, 2, 4) < 2e9
 
 
 def test_tiles_that_leave_time_whole_advance_together() -> None:
@@ -149,9 +140,7 @@ def test_tiles_that_leave_time_whole_advance_together() -> None:
 
     def start(tile: Tile) -> Iterator[mx.array]:
         part = (slice(None), *tile.source)
-        return stream_decode(
-            network, latent[part], evaluate=mx.eval, noise=noise[part], timestep=0.2, chunk=2
-        )
+        return stream_decode(network, latent[part], evaluate=mx.eval, noise=noise[part], timestep=0.2, chunk=2)
 
     def run(tile: Tile) -> mx.array:
         part = (slice(None), *tile.source)
@@ -208,9 +197,7 @@ def test_a_budget_decides_chunk_and_tiles() -> None:
 
 
 def test_tiles_differ_from_the_whole_at_seams_only() -> None:
-    network = decoder(
-        vae.SHARED, decoder_blocks=[["compress_space", {"multiplier": 8}]], timestep_conditioning=False
-    )
+    network = decoder(vae.SHARED, decoder_blocks=[["compress_space", {"multiplier": 8}]], timestep_conditioning=False)
     latent, _ = latents(network, 1, 2, 12, 2)
     whole = network(latent)
     size = TileSize(height=64, overlap=16)
