@@ -69,7 +69,7 @@ def unpack(tokens: torch.Tensor) -> torch.Tensor:
     return tokens.unflatten(2, (AUDIO_LATENT, AUDIO_BINS)).permute(0, 2, 1, 3)
 
 
-def train_vae(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
+def train_vae(out: Path, steps: int, seed: int = 0) -> None:
     """Train the audio VAE on whole clips; saves `audio_vae.pt`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def train_vae(out: Path, steps: int, minutes: float | None, seed: int = 0) -> No
     unseen = log_mel(waves([sample_scene(np.random.default_rng(77 + i), "any", 0.3) for i in range(16)]))
     optimiser = Optimiser(vae.named_parameters(), 2e-3, ends=("conv_in", "conv_out"))
     average = Average(vae)
-    clock = Clock("audio_vae", out, steps=steps, minutes=minutes)
+    clock = Clock("audio_vae", out, steps=steps)
 
     @torch.no_grad()
     def save(loss: float) -> None:
@@ -104,10 +104,8 @@ def train_vae(out: Path, steps: int, minutes: float | None, seed: int = 0) -> No
         loss.backward()
         optimiser.step(clock.factor())
         average.update()
-        clock.step += 1
-        if clock.step % 200 == 0:
+        if clock.due(200):
             save(float(loss))
-    save(float(loss))
 
 
 def stft_basis(n_fft: int = 512) -> torch.Tensor:
@@ -172,7 +170,7 @@ def start_vocoder(part: torch.nn.Module) -> None:
     part.conv_out.weight.mul_(0.1)
 
 
-def train_vocoder(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
+def train_vocoder(out: Path, steps: int, seed: int = 0) -> None:
     """Train core and extension together; saves `vocoder.pt`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -187,7 +185,7 @@ def train_vocoder(out: Path, steps: int, minutes: float | None, seed: int = 0) -
     unseen = [sample_scene(np.random.default_rng(55 + i), "any", 0.3) for i in range(12)]
     optimiser = Optimiser(voice.named_parameters(), 2e-3, ends=("conv_in", "conv_out"))
     average = Average(voice)
-    clock = Clock("vocoder", out, steps=steps, minutes=minutes)
+    clock = Clock("vocoder", out, steps=steps)
 
     @torch.no_grad()
     def save(loss: float) -> None:
@@ -217,10 +215,8 @@ def train_vocoder(out: Path, steps: int, minutes: float | None, seed: int = 0) -
         loss.backward()
         optimiser.step(clock.factor())
         average.update()
-        clock.step += 1
-        if clock.step % 200 == 0:
+        if clock.due(200):
             save(float(loss))
-    save(float(loss))
 
 
 if __name__ == "__main__":
@@ -228,6 +224,5 @@ if __name__ == "__main__":
     parser.add_argument("part", choices=["vae", "vocoder"])
     parser.add_argument("--out", type=Path, default=Path("out/training"))
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--minutes", type=float)
     a = parser.parse_args()
-    {"vae": train_vae, "vocoder": train_vocoder}[a.part](a.out, a.steps, a.minutes)
+    {"vae": train_vae, "vocoder": train_vocoder}[a.part](a.out, a.steps)

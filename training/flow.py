@@ -130,9 +130,7 @@ def flow_loss(model: Denoiser, b: Batch, slots: int) -> tuple[torch.Tensor, torc
     return losses[0], losses[1]
 
 
-def train(
-    out: Path, steps: int, minutes: float | None, seed: int = 0, slots: int = SLOTS, start: Path | None = None
-) -> None:
+def train(out: Path, steps: int, seed: int = 0, slots: int = SLOTS, start: Path | None = None) -> None:
     """Train and save `denoiser.pt` (averaged weights of connectors and transformer)."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -145,7 +143,7 @@ def train(
     lr = 3e-3 if start is None else 8e-4
     optimiser = Optimiser(model.named_parameters(), lr, ends=("proj_in", "proj_out", "registers", "table"))
     average = Average(model, 0.998)
-    clock = Clock("denoiser" if slots == SLOTS else "denoiser_full", out, steps=steps, minutes=minutes)
+    clock = Clock("denoiser" if slots == SLOTS else "denoiser_full", out, steps=steps)
     log: list[tuple[float, float]] = []
 
     def save() -> None:
@@ -164,18 +162,15 @@ def train(
         model.tie_registers()
         average.update()
         log.append((float(video.detach()), float(audio.detach())))
-        clock.step += 1
-        if clock.step % 100 == 0:
+        if clock.due(100):
             save()
-    save()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--minutes", type=float)
     parser.add_argument("--slots", type=int, default=SLOTS)
     parser.add_argument("--start", type=Path)
     a = parser.parse_args()
-    train(a.out, a.steps, a.minutes, slots=a.slots, start=a.start)
+    train(a.out, a.steps, slots=a.slots, start=a.start)

@@ -69,9 +69,9 @@ def train_pool(count: int) -> list[Scene]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--count", type=int, default=4096)
-    parser.add_argument("--large", type=int, default=2048)
-    parser.add_argument("--outlines", type=int, default=1024)
+    parser.add_argument("--count", type=int, default=8192)
+    parser.add_argument("--large", type=int, default=8192)
+    parser.add_argument("--outlines", type=int, default=2048)
     a = parser.parse_args()
     assert KEYFRAMES[-1] + 1 == FRAMES
     ordered = train_pool(a.count)  # every set begins with the same scenes, so their sounds are encoded once
@@ -80,4 +80,4 @@ if __name__ == "__main__":
     build(a.out, ordered, 64, "latents_64", audio)
     build(a.out, ordered[: a.large], 128, "latents_128", audio)
     build(a.out, ordered[: a.outlines], 64, "outlines_64", audio, outline=True)
-    build(a.out, ordered[: a.outlines // 4], 128, "outlines_128", audio, outline=True)
+    build(a.out, ordered[: a.outlines // 2], 128, "outlines_128", audio, outline=True)

@@ -81,7 +81,7 @@ def guided(model: Denoiser, video: Stream, audio: Stream, both: Context, scale: 
     return found[0], found[1]
 
 
-def distill(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
+def distill(out: Path, steps: int, seed: int = 0) -> None:
     """Teach adapters to make, in one unguided step of the fixed list, the way of two guided steps."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def distill(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None
     caches = {64: Cache.load(out, "latents_64"), 128: Cache.load(out, "latents_128")}
     params = [(f"{n}.{k}", getattr(a, k)) for n, a in adapters.items() for k in ("down", "up")]
     optimiser = Optimiser(params, 1.5e-3)
-    clock = Clock("distilled", out, steps=steps, minutes=minutes)
+    clock = Clock("distilled", out, steps=steps)
     log: list[tuple[float, float]] = []
     while clock.running():
         size = 64 if rng.random() < 0.6 else 128
@@ -137,14 +137,13 @@ def distill(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None
         (losses[0] + 0.5 * losses[1]).backward()
         optimiser.step(clock.factor(20))
         log.append((float(losses[0].detach()), float(losses[1].detach())))
-        clock.step += 1
-        if clock.step % 50 == 0 or not clock.running():
+        if clock.due(50):
             video, audio = np.mean(log[-100:], axis=0)
             clock.report(video=video, audio=audio)
             save(adapters, out / "distilled.pt")
 
 
-def train_style(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
+def train_style(out: Path, steps: int, seed: int = 0) -> None:
     """Fine-tune adapters on clips whose shapes are outlines; the captions do not say so."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -154,7 +153,7 @@ def train_style(out: Path, steps: int, minutes: float | None, seed: int = 0) -> 
     caches = {64: Cache.load(out, "outlines_64"), 128: Cache.load(out, "outlines_128")}
     params = [(f"{n}.{k}", getattr(a, k)) for n, a in adapters.items() for k in ("down", "up")]
     optimiser = Optimiser(params, 2e-3)
-    clock = Clock("outlines", out, steps=steps, minutes=minutes)
+    clock = Clock("outlines", out, steps=steps)
     log: list[float] = []
     while clock.running():
         size = 64 if rng.random() < 0.6 else 128
@@ -162,8 +161,7 @@ def train_style(out: Path, steps: int, minutes: float | None, seed: int = 0) -> 
         (video + 0.5 * audio).backward()
         optimiser.step(clock.factor(20))
         log.append(float(video.detach()))
-        clock.step += 1
-        if clock.step % 50 == 0 or not clock.running():
+        if clock.due(50):
             clock.report(video=np.mean(log[-100:]))
             save(adapters, out / "outlines.pt")
 
@@ -173,6 +171,5 @@ if __name__ == "__main__":
     parser.add_argument("part", choices=["distilled", "outlines"])
     parser.add_argument("--out", type=Path, default=Path("out/training"))
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--minutes", type=float)
     a = parser.parse_args()
-    {"distilled": distill, "outlines": train_style}[a.part](a.out, a.steps, a.minutes)
+    {"distilled": distill, "outlines": train_style}[a.part](a.out, a.steps)

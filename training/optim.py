@@ -120,10 +120,10 @@ class Average:
 
 
 class Clock:
-    """Progress of a run in 0..1, by steps or by minutes of processor time; its learning rate and its curve."""
+    """Progress of a run in 0..1, its learning rate and its curve."""
 
-    def __init__(self, name: str, out: Path, *, steps: int, minutes: float | None = None):
-        self.name, self.out, self.steps, self.minutes = name, out, steps, minutes
+    def __init__(self, name: str, out: Path, *, steps: int):
+        self.name, self.out, self.steps = name, out, steps
         self.began, self.step, self.log = time.process_time(), 0, []
         out.mkdir(parents=True, exist_ok=True)
 
@@ -133,16 +133,19 @@ class Clock:
 
     @property
     def progress(self) -> float:
-        if self.minutes is None:
-            return self.step / self.steps
-        return min(1.0, self.elapsed / self.minutes)
+        return self.step / self.steps
 
     def factor(self, warmup: int = 50) -> float:
         """Linear warm-up, then a cosine to 2 % of the learning rate."""
         return min(1.0, (self.step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.progress)))
 
     def running(self) -> bool:
-        return self.progress < 1.0
+        return self.step < self.steps
+
+    def due(self, every: int) -> bool:
+        """Count a step; whether to report and save after it: `every` steps, four times at least, and at the end."""
+        self.step += 1
+        return self.step % min(every, max(1, self.steps // 4)) == 0 or not self.running()
 
     def report(self, **figures: float) -> None:
         """Print a line and write the whole curve."""

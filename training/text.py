@@ -101,7 +101,7 @@ def labels(pool: list[Scene]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
+def train(out: Path, steps: int, seed: int = 0) -> None:
     """Train tokenizer and model; writes `gemma/`."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -111,7 +111,7 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
     head = nn.Linear(CONFIG["hidden_size"], sum(sizes))
     both = nn.ModuleDict({"model": model, "head": head})
     optimiser = Optimiser(both.named_parameters(), 3e-3, ends=("embed_tokens", "head"))
-    clock = Clock("gemma", out, steps=steps, minutes=minutes)
+    clock = Clock("gemma", out, steps=steps)
 
     def losses(pool: list[Scene]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ids, mask = encode_prompts(tokenizer, [caption(s, rng) for s in pool])
@@ -130,8 +130,7 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
         lm, named, _ = losses([sample_scene(rng, "train", two=0.4) for _ in range(48)])
         (lm + named).backward()
         optimiser.step(clock.factor())
-        clock.step += 1
-        if clock.step % 100 == 0:
+        if clock.due(100):
             with torch.no_grad():
                 _, _, right = losses(scenes(clock.step, 128, "held", two=0.4))
             clock.report(lm=lm, named=named, held_out_right=right)
@@ -150,7 +149,6 @@ def load(out: Path) -> tuple[Tokenizer, nn.Module]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
-    parser.add_argument("--steps", type=int, default=800)
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--steps", type=int, default=500)
     a = parser.parse_args()
-    train(a.out, a.steps, a.minutes)
+    train(a.out, a.steps)

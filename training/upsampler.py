@@ -13,7 +13,7 @@ from training.optim import Average, Clock, Optimiser, orthogonal
 from training.video_vae import statistics
 
 
-def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
+def train(out: Path, steps: int, seed: int = 0) -> None:
     """Train and save `upsampler.pt`; it works on latents that are not normalised, as the reference's does."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -25,7 +25,7 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
     orthogonal(model)
     optimiser = Optimiser(model.named_parameters(), 2e-3, ends=("initial_conv", "final_conv", "norm"))
     average = Average(model)
-    clock = Clock("upsampler", out, steps=steps, minutes=minutes)
+    clock = Clock("upsampler", out, steps=steps)
 
     def error(index: np.ndarray, noise: float) -> torch.Tensor:
         low, high = small[index].float(), large[index].float()
@@ -37,8 +37,7 @@ def train(out: Path, steps: int, minutes: float | None, seed: int = 0) -> None:
         loss.backward()
         optimiser.step(clock.factor())
         average.update()
-        clock.step += 1
-        if clock.step % 100 == 0 or not clock.running():
+        if clock.due(100):
             average.swap()
             with torch.no_grad():
                 clock.report(loss=loss, held_out=error(np.arange(held), 0.0))
@@ -50,6 +49,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out/training"))
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--minutes", type=float)
     a = parser.parse_args()
-    train(a.out, a.steps, a.minutes)
+    train(a.out, a.steps)
