@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,6 +18,14 @@ from tests.cli.test_bad_input import command, contents
 from tests.conftest import SMALL
 
 WEIGHTS, REQUEST, FAILED, INTERRUPTED = 3, 2, 1, 130
+
+
+@pytest.fixture(autouse=True)
+def sigint_heard() -> Iterator[None]:
+    """A shell starts background jobs with SIGINT ignored, and Python keeps it so; these tests need it heard."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
