@@ -180,7 +180,7 @@ class LTX2Pipeline:
             raise RequestError(f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}.")
         _check_outputs(plan, output)
         self.networks.check(*required_components(plan))
-        self.networks.check_loras(use.path for stage in plan.stages for use in stage.loras if use.strength)
+        self.networks.check_loras(plan.loras)
         for note in plan.notes:
             session.progress.note(note)
         if self.prompt_cache and not session.contexts and session.prompt_cache is None:
@@ -192,17 +192,22 @@ class LTX2Pipeline:
             latents = running.latents()
             plan = running.plan  # the prompt may have been written out
             clip = Clip(plan.shape.fps, plan, latents=latents.video, audio_latents=latents.audio)
-            clip.metadata = {**record(plan), **self._origin(output)}
+            clip.metadata = {**record(plan), **self._origin(plan, output)}
             if output_type == "frames":
                 self._finish(clip, running, latents, output)
         clip.peaks = dict(session.report.peaks)
         clip.plan = replace(plan, memory={**plan.memory, "actual": clip.peaks})
         return clip
 
-    def _origin(self, output: Output) -> dict[str, str]:
-        """What `rerun` needs beside the plan."""
-        encoder = self.networks.text_encoder
-        return {"crf": f"{output.crf:g}", **({"text_encoder": str(encoder)} if encoder else {})}
+    def _origin(self, plan: Plan, output: Output) -> dict[str, str]:
+        """What `rerun` needs beside the plan; "loras" is JSON: path -> SHA-256."""
+        values = {"crf": f"{output.crf:g}"}
+        if self.networks.text_encoder:
+            values["text_encoder"] = str(self.networks.text_encoder)
+        hashes = self.networks.lora_hashes(plan.loras)
+        if hashes:
+            values["loras"] = as_json(hashes)
+        return values
 
     def _finish(self, clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> None:
         clip.audio = running.audio(latents)

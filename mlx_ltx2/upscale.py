@@ -173,6 +173,9 @@ class _Upscale:
         sound = read_audio(plan.source) if plan.has_audio else None
         clip = Clip(plan.shape.fps, plan, audio=sound, latents=latent)
         clip.metadata = {"tool": f"mlx-ltx2 {VERSION}", "model": plan.model, "upscale": as_json(asdict(plan))}
+        hashes = self.networks.lora_hashes(path for path, _ in self._loras()) if plan.sigmas else {}
+        if hashes:
+            clip.metadata = {**clip.metadata, "loras": as_json(hashes)}
         self._written(clip, output, crf, keep_frames)
         return clip
 

@@ -30,7 +30,7 @@ def command(path: str, as_json: bool, verify: bool, quiet: bool) -> None:
         if isinstance(value, dict):
             click.echo(f"{name}")
             for key, item in value.items():
-                click.echo(f"  {key:<24}{item}")
+                click.echo(f"  {key:<23} {item}")
         else:
             click.echo(f"{name:<26}{value}")
 
@@ -58,8 +58,8 @@ def _clip(path: Path) -> dict[str, object]:
     stored = dict(read_metadata(path))
     if not stored:
         raise RequestError(f"{path} does not say how it was made; it is no clip of this program, or was re-encoded.")
-    plan = json.loads(stored.pop("plan", "{}"))
-    return {**stored, "plan": plan}
+    parsed: dict[str, object] = {name: json.loads(stored.pop(name)) for name in ("loras", "plan") if name in stored}
+    return {**stored, **parsed}
 
 
 def _file(path: Path) -> dict[str, object]:

@@ -27,7 +27,10 @@ def command(
     progress: str | None,
     quiet: bool,
 ) -> None:
-    """Make CLIP again from what it says about itself; with the CPU backend, to the same bytes."""
+    """Make CLIP again from what it says about itself; with the CPU backend, to the same bytes.
+
+    A LoRA that is another file than then is refused, unless --set loras=... or --set distilled_lora=... names it.
+    """
     from mlx_ltx2.cli.generate import summary
     from mlx_ltx2.generate import LTX2Pipeline, Output
     from mlx_ltx2.media.metadata import read_metadata
@@ -47,6 +50,9 @@ def command(
         progress=shown,
     )
     plan = pipeline.plan(request.pop("prompt"), **request)
+    if not {"loras", "distilled_lora"} & {name for name, _ in map(_change, changes)}:  # named anew, they may differ
+        recorded = json.loads(stored.get("loras", "{}"))
+        pipeline.networks.check_lora_hashes({path: recorded[path] for path in plan.loras if path in recorded})
     source = Path(clip)
     target = Path(output) if output else source.with_name(f"{source.stem}-rerun{source.suffix}")
     done = pipeline.execute(plan, Output(target, crf=float(stored.get("crf", 19)), keep_frames=False), Session(shown))

@@ -50,6 +50,11 @@ class Plan:
     def forwards(self) -> int:
         return sum(s.forwards for s in self.stages)
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """Every LoRA that changes something, as it was named, each once."""
+        return tuple(dict.fromkeys(use.path for stage in self.stages for use in stage.loras if use.strength))
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,15 @@ class Networks:
         own = {path: recorded[path.name] for path in self.model.loras if path.name in recorded}
         files = {path: resolve_lora(path, self.say) for path in loras}
         return {path: own.get(file) or lora_hash(file) for path, file in files.items()}
+
+    def check_lora_hashes(self, recorded: Mapping[str, str]) -> None:
+        """Raise WeightsError if a LoRA, by path as it was given, is no longer the file that was recorded."""
+        for path, now in self.lora_hashes(recorded).items():
+            if now != recorded[path]:
+                raise WeightsError(
+                    f"LoRA {path}: is another file than the one that was recorded (SHA-256 {now[:12]}... instead of "
+                    f"{recorded[path][:12]}...). Put the recorded file back, or name the LoRAs that you want."
+                )
 
     def _lora(self, path: str, say: Say) -> Path:
         """The LoRA's file. Raises: WeightsError if its official name says that it is of another generation."""
