@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=["q4"])
     parser.add_argument("--components", nargs="+", default=None, help="convert only these")
     arguments = parser.parse_args()
-    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    if arguments.workdir is not None:
+        arguments.workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.workdir) as name:
         folder = Path(name)
         source = folder / official.FILES[arguments.which]
