@@ -1,4 +1,4 @@
-"""Distilled: 8 steps at half size, the latent upsampler, 3 steps at full size; no guidance.
+"""Distilled: 8 steps at half size, the latent upsampler, 3 steps at full size; no guidance unless it is forced.
 
 Source: official `ltx_pipelines.distilled` 1.2.0. The audio of the second stage ships. A dev model runs it through its
 distilled LoRA.
@@ -24,8 +24,8 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
             shape=full.halved(),
             sigmas=sigmas,
             sampler=filled.sampler,
-            video=StreamPlan(**start),
-            audio=parts.audio_stream(filled, None, **start),
+            video=StreamPlan(guidance=parts.guidance(filled, "video"), **start),
+            audio=parts.audio_stream(filled, parts.guidance(filled, "audio"), **start),
             images=image_uses,
             loras=parts.user_loras(filled, 1) + loras,
         ),

@@ -13,7 +13,7 @@ from mlx_ltx2.diffusion.schedules import checked_sigmas, ltx2_schedule
 from mlx_ltx2.diffusion.steppers import SAMPLERS
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.pipelines.plan import Plan
-from mlx_ltx2.pipelines.presets import GUIDED, TWO_STAGE
+from mlx_ltx2.pipelines.presets import GUIDED, TWO_STAGE, UNGUIDED
 from mlx_ltx2.pipelines.request import Filled
 from mlx_ltx2.pipelines.source import check_video_options
 from mlx_ltx2.shapes import MAX_SECONDS, VideoShape, check_video_shape
@@ -71,8 +71,29 @@ def check_request(filled: Filled, card: ModelCard) -> None:
     _check_blocks(filled, card)
     check_enhancement(filled.max_tokens, filled.temperature)
     check_video_options(filled)
-    if card.traits.distilled and not filled.force_guidance:
+    _check_reference_options(filled)
+    _check_lora_strengths(filled)
+    if (card.traits.distilled or filled.pipeline in UNGUIDED) and not filled.force_guidance:
         _refuse_guidance(filled)
+
+
+def _check_reference_options(filled: Filled) -> None:
+    """Nothing that steers through references may be dropped without a word."""
+    request = filled.request
+    if filled.pipeline != "ic-lora":
+        wanted = [n for n in ("references", "attention_mask", "skip_stage_2") if getattr(request, n)]
+        if wanted:
+            raise RequestError(
+                f"{wanted[0]} belongs to pipeline ic-lora, not to {filled.pipeline}; use --pipeline ic-lora or drop it."
+            )
+
+
+def _check_lora_strengths(filled: Filled) -> None:
+    given = [(f"LoRA {lora.path}: strength", lora.strength) for lora in (*filled.loras, filled.distilled_lora) if lora]
+    given += [(name, getattr(filled, name)) for name in ("lora_strength_stage_1", "lora_strength_stage_2")]
+    for name, strength in given:
+        if not isinstance(strength, int | float) or not math.isfinite(strength):
+            raise RequestError(f"{name} {strength!r} is no number; 1 is the usual one.")
 
 
 def check_share(name: str, value: float) -> None:

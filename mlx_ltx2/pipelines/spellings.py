@@ -119,6 +119,13 @@ def _two_stage(value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     return {"pipeline": "two-stage"} if value and not options.get("use_distilled_pipeline") else {}
 
 
+def _distilled(value: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """With a video in context the distilled pipeline is the one that is steered by references."""
+    if not value:
+        return {}
+    return {"pipeline": "ic-lora" if options.get("in_context_videos") else "distilled"}
+
+
 def _tiled(value: Any, _: Mapping[str, Any]) -> dict[str, Any]:
     return {} if value else {"tiling": "none"}
 
@@ -140,7 +147,7 @@ _RULES: dict[str, Callable[[Any, Mapping[str, Any]], dict[str, Any]]] = {
     "retake_audio": _retake_audio,
     "retake_audio_regions": _nothing,
     "use_two_stage_pipeline": _two_stage,
-    "use_distilled_pipeline": _switch(pipeline="distilled"),
+    "use_distilled_pipeline": _distilled,
     "enable_prompt_enhancement": _switch(enhance_prompt=True),
     "tiled": _tiled,
     "tile_size_in_pixels": _tile("tile_size"),

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.conftest import SMALL
 from tests.fixtures.media_files import counting_clip, sine, write_plain_video, write_sound
 
-REQUEST, MEDIA, RESOURCE, INTERRUPTED = 2, 1, 4, 130
+REQUEST, MEDIA, WEIGHTS, RESOURCE, INTERRUPTED = 2, 1, 3, 4, 130
 
 
 @pytest.fixture
@@ -288,6 +288,94 @@ def test_sound(tiny_model, refused, here) -> None:
     refused(none, REQUEST, "audio_max_duration 0", "more than 0")
 
 
+# reference videos and masks
+
+
+def clips(here: Path, **sizes: tuple[int, int, int]) -> None:
+    for name, size in sizes.items():
+        write_plain_video(here / f"{name}.mp4", counting_clip(*size), 24)
+
+
+def test_references(tiny_model, refused, here) -> None:
+    clips(here, short=(5, 64, 64), whole=(9, 64, 64))
+    (here / "broken.mp4").write_bytes(b"no video")
+    write_sound(here / "tone.wav", sine(0.5, 16000), 16000, "s16")
+    ic = [*command(tiny_model()), "--pipeline", "ic-lora", "--reference"]
+    refused([*ic, "short.mp4"], MEDIA, "short.mp4 has 5 frames", "the clip 9", "fewer frames")
+    refused([*ic, "whole.mp4", "--reference", "short.mp4"], MEDIA, "short.mp4 has 5 frames")
+    refused([*ic, "missing.mp4"], MEDIA, "missing.mp4", "does not exist")
+    refused([*ic, "broken.mp4"], MEDIA, "broken.mp4", "cannot be read")
+    refused([*ic, "tone.wav"], MEDIA, "tone.wav", "no video stream")
+    refused([*ic, "whole.mp4", "1.5"], REQUEST, "reference strength 1.5", "between 0 and 1")
+    other = [*command(tiny_model()), "--pipeline", "distilled", "--reference", "whole.mp4"]
+    refused(other, REQUEST, "references", "--pipeline ic-lora")
+
+
+def test_masks(tiny_model, refused, here) -> None:
+    clips(here, whole=(9, 64, 64), flat=(9, 32, 64), short=(5, 64, 64))
+    (here / "broken.mp4").write_bytes(b"no video")
+    ic = [*command(tiny_model()), "--pipeline", "ic-lora", "--reference", "whole.mp4", "--attention-mask"]
+    refused([*ic, "flat.mp4"], MEDIA, "flat.mp4 is 64x32", "reference 64x64")
+    refused([*ic, "short.mp4"], MEDIA, "short.mp4 has 5 frames", "the clip 9")
+    refused([*ic, "missing.mp4"], MEDIA, "missing.mp4", "does not exist")
+    refused([*ic, "broken.mp4"], MEDIA, "broken.mp4", "cannot be read")
+    refused([*ic, "whole.mp4", "-0.5"], REQUEST, "attention_strength -0.5", "between 0 and 1")
+    refused(command(tiny_model(), "--attention-mask", "whole.mp4"), REQUEST, "attention_mask", "--pipeline ic-lora")
+    refused(command(tiny_model(), "--skip-stage-2"), REQUEST, "skip_stage_2", "--pipeline ic-lora")
+
+
+# clips to retake or to extend
+
+
+def test_retakes(tiny_model, refused, here) -> None:
+    clips(here, source=(9, 64, 64))
+    model = tiny_model()
+
+    def retake(*more: object) -> list[object]:
+        return ["retake", "--model", model, "--video", "source.mp4", "-p", "x", "-o", "clip.mp4", *more]
+
+    refused(retake("--start-time", "0.2", "--end-time", "0.2"), REQUEST, "from 0.2 to 0.2 s is empty")
+    refused(retake("--start-time", "0.3", "--end-time", "0.1"), REQUEST, "from 0.3 to 0.1 s is empty")
+    refused(retake("--start-time", "5"), REQUEST, "from 5 s lies outside the clip", "0.375 s")
+    refused(retake("--start-time", "0.1", "--end-time", "5"), REQUEST, "from 0.1 s to 5 s lies outside the clip")
+    refused(retake("--start-time", "nan"), REQUEST, "start_time nan")
+    both = retake("--start-time", "0.1", "--no-retake-video", "--no-retake-audio")
+    refused(both, REQUEST, "nothing would be made anew")
+    refused(retake("--extend-frames", "7"), REQUEST, "extend_frames 7", "use 8 or 16")
+    refused(["retake", "--model", model, "-p", "x", "--start-time", "0"], REQUEST, "--video")
+
+
+# LoRAs
+
+
+def test_loras(tiny_model, tiny_sources, refused, here) -> None:
+    """Found by headers alone; the other kinds of broken files stand in tests/unit/test_lora.py."""
+    import mlx.core as mx
+
+    own = next(tiny_sources().glob("*distilled-lora*"))
+    arrays = mx.load(str(own))
+    up = next(name for name in arrays if name.endswith("lora_B.weight"))
+    mx.save_safetensors("ranks.safetensors", {**arrays, up: arrays[up][:, :1]})
+    dora = up.replace("lora_B.weight", "dora_scale")
+    mx.save_safetensors("dora.safetensors", {**arrays, dora: mx.ones((arrays[up].shape[0], 1))})
+    mx.save_safetensors(
+        "foreign.safetensors", {f"unet.{i}.lora_{m}.weight": mx.ones((2, 2)) for i in (1, 2) for m in "AB"}
+    )
+    older = next(tiny_sources("2.0").glob("*distilled-lora*"))
+    wider = mx.zeros((2 * arrays[up].shape[0], arrays[up].shape[1]), arrays[up].dtype)
+    mx.save_safetensors("wider.safetensors", {**arrays, up: wider})
+    (here / "weights.ckpt").write_bytes(b"pickled")
+    model = tiny_model()
+    refused(command(model, "--lora", "ranks.safetensors"), WEIGHTS, "ranks.safetensors", "do not fit each other")
+    refused(command(model, "--lora", older), WEIGHTS, older.name, "is made for LTX-2,", "LTX-2.3")
+    refused(command(model, "--lora", "wider.safetensors"), WEIGHTS, "wider.safetensors", "another generation")
+    refused(command(model, "--lora", "dora.safetensors"), WEIGHTS, "dora.safetensors", "DoRA")
+    refused(command(model, "--lora", "foreign.safetensors"), WEIGHTS, "none of its 4 keys", "another model")
+    refused(command(model, "--lora", "weights.ckpt"), WEIGHTS, "only safetensors")
+    refused(command(model, "--lora", "missing.safetensors"), WEIGHTS, "missing.safetensors", "no such file")
+    refused(command(model, "--lora", own, "nan"), REQUEST, "strength nan", "no number")
+
+
 # options that contradict each other
 
 
@@ -317,6 +405,12 @@ def test_guidance_on_a_distilled_model(more, tiny_model, refused) -> None:
 def test_guided_pipeline_on_a_distilled_model(pipeline, tiny_model, refused) -> None:
     args = command(tiny_model(), "--pipeline", pipeline)
     refused(args, REQUEST, "distilled model", "dev model", "--force-guidance")
+
+
+def test_forced_guidance_is_let_through(tiny_model, run_cli) -> None:
+    code, out, err = run_cli("plan", *command(tiny_model(), "--cfg-scale", "3", "--force-guidance")[1:])
+    assert code == 0, err
+    assert "video guidance cfg 3" in out
 
 
 # plan refuses what generate refuses
