@@ -3,7 +3,7 @@
 The checkpoint is a sparse file: the real header, names, shapes and size, and a hole for data. It takes a few megabytes
 on the disk and reads as zeros. Each conversion runs in a process of its own, whose peak resident memory is reported.
 
-    python benchmarks/convert_full_size.py --workdir DIR [--which 22b-distilled] [--formats q4 bf16] [--components ...]
+    python benchmarks/convert_full_size.py --workdir DIR [--which 22b-distilled] [--formats q4 bf16] [--output FILE]
 
 A 4-bit conversion of everything writes 17 GB, a bf16 one 46 GB; outputs are deleted one by one.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import machine
 from tests.fixtures import official
 
 FORMATS: dict[str, dict[str, Any]] = {
@@ -63,7 +64,9 @@ def main() -> None:
     parser.add_argument("--which", choices=list(official.FILES), default="22b-distilled")
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=["q4"])
     parser.add_argument("--components", nargs="+", default=None, help="convert only these")
+    parser.add_argument("--output", type=Path, help="JSON file of all rows")
     arguments = parser.parse_args()
+    rows = []
     if arguments.workdir is not None:
         arguments.workdir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.workdir) as name:
@@ -79,7 +82,10 @@ def main() -> None:
             result = answer.get() if _finished(child, answer) else {"failed": child.exitcode}
             child.join()
             shutil.rmtree(folder / kind, ignore_errors=True)
-            print(json.dumps({"checkpoint": arguments.which, "format": kind, **result}), flush=True)
+            rows.append({"checkpoint": arguments.which, "format": kind, **result})
+            print(json.dumps(rows[-1]), flush=True)
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
 
 
 def _finished(child: Any, answer: Any) -> bool:
