@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _SHOWN = 200
 """Characters of a cut text that are quoted."""
 
+SayOf = Callable[[str, str], None]
+"""(prompt, remark about it)"""
+
 
 def encode_text(
     prompts: Sequence[str],
@@ -35,6 +38,8 @@ def encode_text(
 ) -> list[TextContext]:
     """One context per prompt, in the projections' dtype; equal prompts are encoded once.
 
+    prompts: what is wanted, then what is not.
+
     Only the real tokens run through the encoder; the projections fill the rest of the context with learned registers.
     Prompts after the first may be empty: guidance then leads away from the unprompted.
     cache: where contexts are looked up and kept; None encodes every prompt.
@@ -43,10 +48,14 @@ def encode_text(
     if not prompts[0].strip():
         raise RequestError("the prompt is empty; describe what should be seen and heard.")
     distinct = list(dict.fromkeys(prompts))
-    contexts = {} if cache is None else _kept(distinct, cache, progress)
+
+    def say(prompt: str, note: str) -> None:
+        progress.note(f"{'the prompt' if prompt == prompts[0] else 'the negative prompt'} {note}")
+
+    contexts = {} if cache is None else _kept(distinct, cache, say)
     missing = [prompt for prompt in distinct if prompt not in contexts]
     if missing:
-        notes, states = _states(missing, load_encoder, progress, report)
+        notes, states = _states(missing, load_encoder, progress, report, say)
         made = _projected(states, load_projections, report)
         for prompt, context in zip(missing, made, strict=True):
             contexts[prompt] = context
@@ -55,19 +64,23 @@ def encode_text(
     return [contexts[prompt] for prompt in prompts]
 
 
-def _kept(prompts: Sequence[str], cache: EmbeddingCache, progress: Progress) -> dict[str, TextContext]:
+def _kept(prompts: Sequence[str], cache: EmbeddingCache, say: SayOf) -> dict[str, TextContext]:
     found = {}
     for prompt in prompts:
         entry = cache.get(prompt)
         if entry is not None:
             found[prompt] = entry.context
             if entry.note:
-                progress.note(entry.note)
+                say(prompt, entry.note)
     return found
 
 
 def _states(
-    prompts: Sequence[str], load_encoder: Callable[[], TextEncoder], progress: Progress, report: PeakReport
+    prompts: Sequence[str],
+    load_encoder: Callable[[], TextEncoder],
+    progress: Progress,
+    report: PeakReport,
+    say: SayOf,
 ) -> tuple[dict[str, str], list[mx.array]]:
     """Remarks by prompt, and every prompt's hidden states; the encoder is freed when this returns."""
     notes: dict[str, str] = {}
@@ -76,7 +89,7 @@ def _states(
         for prompt, ids in zip(prompts, tokens, strict=True):
             if ids.cut:
                 notes[prompt] = _cut_note(ids)
-                progress.note(notes[prompt])
+                say(prompt, notes[prompt])
         with progress.phase("encode text", len(prompts) * (encoder.layers + 1), "layer") as advance:
 
             def layer_done(index: int, state: mx.array) -> None:
@@ -107,8 +120,9 @@ def _projected(
 
 
 def _cut_note(tokens: PromptTokens) -> str:
+    """What is said after the prompt's name: a kept context may serve as either prompt later."""
     lost = tokens.cut_text if len(tokens.cut_text) <= _SHOWN else f"{tokens.cut_text[:_SHOWN]}..."
     return (
-        f"the prompt has {len(tokens.ids) + tokens.cut} tokens and the model reads {len(tokens.ids)}; "
+        f"has {len(tokens.ids) + tokens.cut} tokens and the model reads {len(tokens.ids)}; "
         f"its last {tokens.cut} are cut off: {lost!r}"
     )

@@ -83,11 +83,15 @@ def test_a_repeated_prompt_loads_nothing(tiny_model, tmp_path: Path) -> None:
 
 def test_the_remark_on_a_cut_prompt_is_repeated(tiny_model, tmp_path: Path) -> None:
     words = " ".join(f"word{i}" for i in range(1100))
-    first, second = Loads(tiny_model()), Loads(tiny_model())
-    first.encode(words, folder=tmp_path)
-    second.encode(words, folder=tmp_path)
+    first, second, third = (Loads(tiny_model()) for _ in range(3))
+    first.encode("a kite", words, folder=tmp_path)
+    assert len(first.progress.notes) == 1 and first.progress.notes[0].startswith("the negative prompt has ")
+    second.encode("a kite", words, folder=tmp_path)
     assert second.encoder == 0 and "cut off" in second.progress.notes[0]
     assert first.progress.notes == second.progress.notes
+    third.encode(words, words, folder=tmp_path)  # kept as the negative prompt, it is now the prompt
+    assert third.encoder == 0
+    assert third.progress.notes == [first.progress.notes[0].replace("the negative prompt", "the prompt")]
 
 
 def test_other_weights_and_types_do_not_share(tiny_model, tmp_path: Path) -> None:
