@@ -9,29 +9,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_ltx2.errors import WeightsError
 from mlx_ltx2.states import TextContext
 from mlx_ltx2.version import VERSION
-from mlx_ltx2.weights.header import header_bytes, read_header
+from mlx_ltx2.weights.array_file import PARTIAL, read_arrays, write_arrays
+from mlx_ltx2.weights.header import read_header
 
-FORMAT = "1"
+FORMAT = "2"
 MAX_BYTES = 2 * 10**9
 """A context of LTX-2.3 takes 12.6 MB, so about 160 prompts are kept."""
 
 _STREAMS = ("video", "audio")
-_DTYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
-_PARTIAL = ".partial"
 _ABANDONED_S = 3600
 """Age at which a half-written file belongs to a run that was killed."""
 
@@ -104,7 +100,7 @@ class EmbeddingCache:
         for path in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another run may be at it too
                 found = path.stat()
-                if path.suffix == _PARTIAL and time.time() - found.st_mtime > _ABANDONED_S:
+                if path.suffix == PARTIAL and time.time() - found.st_mtime > _ABANDONED_S:
                     path.unlink()
                 elif path.suffix == ".safetensors":
                     entries.append((found.st_mtime_ns, found.st_size, path))
@@ -145,40 +141,12 @@ def _fingerprint(path: Path) -> Iterator[bytes]:
 
 
 def _read(path: Path) -> CachedContext:
-    read_header(path)
-    arrays, metadata = cast("tuple[dict[str, mx.array], dict[str, str]]", mx.load(str(path), return_metadata=True))
-    mx.eval(arrays)
-    if metadata.get("format") != FORMAT or metadata.get("sha256") != _digest(arrays, metadata):
-        raise ValueError("its content is not what it was written with")
+    arrays, metadata = read_arrays(path)
+    if metadata.get("format") != FORMAT:
+        raise ValueError("it is of another format")
     return CachedContext(TextContext(arrays.get("video"), arrays.get("audio")), metadata.get("note"))
 
 
 def _write(path: Path, context: TextContext, note: str | None) -> None:
-    arrays = {name: a for name in _STREAMS if (a := getattr(context, name)) is not None}
-    metadata = {"format": FORMAT, **({"note": note} if note else {})}
-    metadata["sha256"] = _digest(arrays, metadata)
-    entries = [(name, _DTYPES[array.dtype], tuple(array.shape)) for name, array in arrays.items()]
-    handle, beside = tempfile.mkstemp(dir=path.parent, suffix=_PARTIAL)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(header_bytes(entries, metadata))
-            for array in arrays.values():
-                file.write(_bytes(array))
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-
-
-def _digest(arrays: Mapping[str, mx.array], metadata: Mapping[str, str]) -> str:
-    digest = hashlib.sha256((metadata.get("note") or "").encode())
-    for name in _STREAMS:
-        if name in arrays:
-            array = arrays[name]
-            digest.update(f"{name} {_DTYPES[array.dtype]} {tuple(array.shape)}\0".encode())
-            digest.update(_bytes(array))
-    return digest.hexdigest()
-
-
-def _bytes(array: mx.array) -> memoryview:
-    return memoryview(np.array(mx.contiguous(array).view(mx.uint8)).tobytes())
+    arrays = {name: array for name in _STREAMS if (array := getattr(context, name)) is not None}
+    write_arrays(path, arrays, {"format": FORMAT, **({"note": note} if note else {})})
