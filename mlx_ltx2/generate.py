@@ -23,6 +23,7 @@ from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
+from mlx_ltx2.stages.keep_latents import keep_latents
 from mlx_ltx2.stages.source import facts, same_file
 from mlx_ltx2.stages.write import Clip, copy_track, stream_clip
 from mlx_ltx2.states import DenoisedPair, Waveform
@@ -41,7 +42,8 @@ class Output:
     """What to do with the result.
 
     path: file to write while frames decode, or None. audio_path: WAV file for the sound. save_frames: PNGs in a folder
-    beside `path`. crf: H.264 quality. keep_frames: hold the frames in the clip as well.
+    beside `path`. crf: H.264 quality. keep_frames: hold the frames in the clip as well. save_latents: keep the latents
+    beside `path`, for retake and extend.
     """
 
     path: Path | None = None
@@ -49,6 +51,7 @@ class Output:
     save_frames: bool = False
     crf: float = DEFAULT_CRF
     keep_frames: bool = True
+    save_latents: bool = False
 
     @property
     def frames_folder(self) -> Path | None:
@@ -180,6 +183,7 @@ class LTX2Pipeline:
             raise RequestError(f"output_type {output_type!r} does not exist; choose one of {', '.join(OUTPUT_TYPES)}.")
         _check_outputs(plan, output)
         self.networks.check(*required_components(plan))
+        space = self.networks.latent_space() if output.save_latents else None
         self.networks.check_loras(plan.loras)
         for note in plan.notes:
             session.progress.note(note)
@@ -195,6 +199,9 @@ class LTX2Pipeline:
             clip.metadata = {**record(plan), **self._origin(plan, output)}
             if output_type == "frames":
                 self._finish(clip, running, latents, output)
+            if space is not None and clip.path is not None:
+                kept = keep_latents(clip.path, latents, space)
+                session.progress.note(f"latents are kept in {kept}")
         clip.peaks = dict(session.report.peaks)
         clip.plan = replace(plan, memory={**plan.memory, "actual": clip.peaks})
         return clip
@@ -272,6 +279,10 @@ def _check_outputs(plan: Plan, output: Output) -> None:
             output.path,
             num_frames=plan.shape.frames if plan.video_out else None,
             sound_only=not plan.video_out,
+        )
+    if output.save_latents and (output.path is None or output.path.suffix.lower() not in VIDEO_SUFFIXES):
+        raise RequestError(
+            f"latents are kept beside a {' or '.join(VIDEO_SUFFIXES)} file; name one as output, or drop --save-latents."
         )
     if plan.video_input and same_file(output.path, plan.video_input.path):
         raise RequestError(f"{output.path} is the source clip itself; name another output.")

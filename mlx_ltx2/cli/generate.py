@@ -10,7 +10,7 @@ import click
 from mlx_ltx2.cli import options as opts
 from mlx_ltx2.errors import RequestError
 
-OUTPUT_FIELDS = ("output", "output_audio", "save_frames", "crf")
+OUTPUT_FIELDS = ("output", "output_audio", "save_frames", "save_latents", "crf")
 MODEL_FIELDS = ("model", "text_encoder")
 IGNORED = ("stream", "no_fp8", "quantization", "enhance_static_cache", "compile_")
 
@@ -87,6 +87,7 @@ def run(given: dict[str, Any]) -> None:
         output["save_frames"],
         output["crf"] or 19,
         keep_frames=False,
+        save_latents=output["save_latents"],
     )
     session = Session(progress)
     clip = pipeline.execute(plan, wanted, session)

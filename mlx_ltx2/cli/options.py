@@ -244,6 +244,7 @@ output_options = _stack(
     O("--output", "-o", "--output-path", "output", default=None, help="File to write: .mp4 .mov .gif .webp .png .jpg .wav."),
     O("--output-audio", default=None, help="Write the sound to this WAV file as well."),
     O("--save-frames", is_flag=True, help="Write every frame as PNG into a folder beside the output."),
+    O("--save-latents", is_flag=True, help="Keep the latents beside the output, so that retake and extend encode nothing again."),
     O("--crf", type=int, default=None, help="H.264 quality, lower is better (default 19)."),
     O("--stream", is_flag=True, hidden=True, help="Frames always stream; accepted for compatibility."),
     O("--no-fp8", is_flag=True, hidden=True, help="Accepted for compatibility."),

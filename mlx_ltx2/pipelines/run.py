@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -20,10 +21,11 @@ from mlx_ltx2.stages.check_media import check_media
 from mlx_ltx2.stages.decode_audio import decode_audio
 from mlx_ltx2.stages.decode_video import decode_video
 from mlx_ltx2.stages.denoise import Guided, denoise, started
-from mlx_ltx2.stages.encode_media import Media, encode_audio, encode_video_inputs, read_recording
+from mlx_ltx2.stages.encode_media import Media, encode_audio, encode_video_inputs, known_latents, read_recording
 from mlx_ltx2.stages.encode_text import encode_text
 from mlx_ltx2.stages.enhance import enhance_prompt
-from mlx_ltx2.stages.plan import Sizes, StagePlan
+from mlx_ltx2.stages.keep_latents import find_latents, latents_path
+from mlx_ltx2.stages.plan import Sizes, SourceUse, StagePlan
 from mlx_ltx2.stages.sanity import refuse_non_finite
 from mlx_ltx2.stages.source import Source, kept_frames, splice_frames, splice_sound
 from mlx_ltx2.stages.upsample import upsample
@@ -86,7 +88,7 @@ class Run:
         self.session = session
         self.traits = networks.traits
         self.memory = session.memory or MemoryPlan(default_budget())
-        self.source = None if plan.video_input is None else Source(plan.video_input, session.source)
+        self.source = None if plan.video_input is None else self._opened(plan.video_input)
         check_media(plan.stages)
         for stage in plan.stages:
             if stage.upsample and plan.spatial_upscaler is not None:
@@ -94,6 +96,21 @@ class Run:
         self.waveform: Waveform | None = None
         if plan.audio_input:
             self.waveform = read_recording(plan.audio_input, plan.shape.seconds)
+
+    def _opened(self, use: SourceUse) -> Source:
+        """The source clip; with the latents beside its file where they can be used, which is said."""
+        if self.session.source is not None:
+            return Source(use, self.session.source)
+        path = Path(use.path)
+        if not latents_path(path).is_file():
+            return Source(use)
+        found = find_latents(path, self.networks.latent_space())
+        source = Source(use, kept=found.latents)
+        if found.latents is not None and not known_latents(self.plan.stages, source, self.traits):
+            return Source(use)  # no stage runs at their size
+        if found.note:
+            self.session.progress.note(found.note)
+        return source
 
     def latents(self) -> DenoisedPair:
         """Video latents (1, F, H, W, C) of the last stage and audio latents (1, T, mel, C) of the stage whose audio
@@ -120,17 +137,16 @@ class Run:
         own = None if self.source is None else self.source.sound()
         if latents.audio is None or (self.plan.audio_from == "source" and own is not None):
             return own if self.plan.audio_from == "source" else None
-        load = self.networks.load
-        made = decode_audio(
-            latents.audio,
-            lambda: load("audio_decoder"),
-            lambda: load("vocoder"),
-            self.session.progress,
-            self.session.report,
-        )
+        made = self._decoded(latents.audio)
         if self.source is None or own is None or self.source.use.sound is None:
             return made
         return splice_sound(own, made, self.source.use, self.plan.shape)
+
+    def _decoded(self, audio: mx.array) -> Waveform:
+        load, session = self.networks.load, self.session
+        return decode_audio(
+            audio, lambda: load("audio_decoder"), lambda: load("vocoder"), session.progress, session.report
+        )
 
     def frames(self, latents: DenoisedPair) -> Iterator[np.ndarray]:
         """uint8 (f, H, W, 3) stretches in order, decoded as they are asked for."""
@@ -187,6 +203,9 @@ class Run:
         latents = Sizes.of(self.plan.shape, traits.video_scale, traits.audio_scale).audio_latents
         waveform = self.waveform
         if waveform is None and self.source is not None:
+            alone = self.source.undecoded_sound()
+            if alone is not None:
+                self.source = replace(self.source, decoded=self._decoded(alone))
             known = self.source.audio_latents(latents)
             if known is not None:
                 return replace(media, audio=known)

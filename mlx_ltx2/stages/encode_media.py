@@ -112,7 +112,7 @@ def encode_video_inputs(
 ) -> Media:
     """Latents of every image, reference and source clip that the stages name; without any, no encoder is loaded."""
     use = None if source is None else source.use
-    known = _known_latents(stages, source, traits)
+    known = known_latents(stages, source, traits)
     wanting = {n for n, s in enumerate(stages) if _wants_source(s) and n not in known}
     count = sum(len(s.images) + len(s.references) for s in stages) + len(wanting)
     if not count:
@@ -145,7 +145,7 @@ def encode_video_inputs(
     return Media(images, references, clips, source=use)
 
 
-def _known_latents(stages: Sequence[StagePlan], source: Source | None, traits: Traits) -> dict[int, mx.array]:
+def known_latents(stages: Sequence[StagePlan], source: Source | None, traits: Traits) -> dict[int, mx.array]:
     """Stage number -> latents of the source that an earlier run left, so that nothing is encoded again."""
     found: dict[int, mx.array] = {}
     for number, stage in enumerate(stages):

@@ -18,7 +18,7 @@ from mlx_ltx2.media.video import MediaInfo, iter_frames, probe
 from mlx_ltx2.shapes import LatentShape, VideoShape
 from mlx_ltx2.stages.plan import SourceUse
 from mlx_ltx2.stages.write import Clip
-from mlx_ltx2.states import Waveform
+from mlx_ltx2.states import DenoisedPair, Waveform
 
 SEAM_SECONDS = 0.01
 """Length of the crossfade between kept and new sound; it lies wholly in the new sound."""
@@ -43,10 +43,16 @@ def facts(video: str | os.PathLike[str] | Clip) -> MediaInfo:
 
 @dataclass(frozen=True)
 class Source:
-    """use: what the plan takes of the source. clip: the source itself, if it is in memory and no file is to be read."""
+    """use: what the plan takes of the source. clip: the source itself, if it is in memory and no file is to be read.
+
+    kept: latents of an earlier run that were found beside the file. decoded: the sound of a clip that holds latents of
+    it alone.
+    """
 
     use: SourceUse
     clip: Clip | None = None
+    kept: DenoisedPair | None = None
+    decoded: Waveform | None = None
 
     @property
     def has_frames(self) -> bool:
@@ -72,12 +78,12 @@ class Source:
         if not self.use.has_audio:
             return None
         if self.clip is not None:
-            return self.clip.audio
+            return self.clip.audio or self.decoded
         return read_audio(self.use.path)
 
     def latents(self, shape: LatentShape) -> mx.array | None:
         """Video latents of an earlier run, (1, F, H, W, C), if they have this shape."""
-        known = None if self.clip is None else self.clip.latents
+        known = self._kept("video") if self.clip is None else self.clip.latents
         return known if known is not None and known.shape[1:4] == (shape.frames, shape.height, shape.width) else None
 
     def audio_latents(self, count: int) -> mx.array | None:
@@ -85,11 +91,20 @@ class Source:
 
         None if there are none, or if the source begins later in the result: latents do not move by parts of themselves.
         """
-        known = None if self.clip is None else self.clip.audio_latents
+        known = self._kept("audio") if self.clip is None else self.clip.audio_latents
         if known is None or self.use.at or known.shape[1] > count:
             return None
         rest = mx.zeros((1, count - known.shape[1], *known.shape[2:]), known.dtype)
         return mx.concatenate([known, rest], axis=1)
+
+    def undecoded_sound(self) -> mx.array | None:
+        """Latents (1, T, mel, C) of its sound where there is nothing else of it and they cannot be used as they are."""
+        if self.clip is None or self.clip.audio is not None or self.decoded is not None or not self.use.at:
+            return None
+        return self.clip.audio_latents
+
+    def _kept(self, name: str) -> mx.array | None:
+        return None if self.kept is None else getattr(self.kept, name)
 
     def placed_sound(self, shape: VideoShape, rate_hz: int) -> Waveform:
         """Its sound where the result has it, silence elsewhere: as long as a clip of `shape`.
@@ -97,8 +112,6 @@ class Source:
         rate_hz: of the silence of a source without sound.
         """
         found = self.sound()
-        if found is None and self.use.has_audio:
-            raise MediaError("the source clip has latents of its sound alone; make it with output_type='frames'.")
         if found is None:
             return Waveform(np.zeros((samples_for_frames(shape.frames, shape.fps, rate_hz), 2), np.float32), rate_hz)
         samples, rate = to_stereo(found.samples), found.rate_hz

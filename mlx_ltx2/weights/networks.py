@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from mlx_ltx2.models.video_vae import PerChannelStatistics
 from mlx_ltx2.traits import Traits
 from mlx_ltx2.weights.embedding_cache import EmbeddingCache, identity_of
 from mlx_ltx2.weights.hub import FileName
-from mlx_ltx2.weights.index import TEXT_ENCODER, ModelFolder
+from mlx_ltx2.weights.index import MANIFEST, TEXT_ENCODER, ModelFolder, read_json
 from mlx_ltx2.weights.load import load_component, load_statistics, read_shards
 from mlx_ltx2.weights.lora import (
     Say,
@@ -166,6 +168,14 @@ class Networks:
     def load_upsampler(self, kind: str, path: str | None = None) -> Any:
         """path: an official file to use instead of the model's own upsampler."""
         return self.load(UPSAMPLERS[kind]) if path is None else load_upsampler_file(path, kind, self.dtype)
+
+    def latent_space(self) -> str:
+        """A hash of both encoders' files: equal where latents of one model mean the same to the other."""
+        files = read_json(self.model.path / MANIFEST).get("files", {})
+        encoders = [n for n in ("video_encoder", "audio_encoder") if self.model.has(n)]
+        folders = tuple(f"{self.model.components[name]}/" for name in encoders)
+        mine = {name: entry["sha256"] for name, entry in sorted(files.items()) if name.startswith(folders)}
+        return hashlib.sha256(json.dumps(mine).encode()).hexdigest()
 
     def load_statistics(self) -> PerChannelStatistics:
         """The video VAE's channel statistics by themselves."""

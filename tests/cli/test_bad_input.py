@@ -158,6 +158,7 @@ def test_output_names(tiny_model, refused, here) -> None:
     refused(command(model, output="clip.png"), REQUEST, "still image", "9 frames")
     refused(command(model, output="folder.mp4"), MEDIA, "is a folder")
     refused(command(model, output="file/clip.mp4"), MEDIA, "is a file, not a folder")
+    refused(command(model, "--save-latents", output="clip.gif"), REQUEST, "--save-latents", ".mp4")
     refused(command(model, "--output-audio", "sound.mp3"), REQUEST, ".mp3", ".wav")
     refused(command(model, "--output-audio", "file/sound.wav"), MEDIA, "is a file, not a folder")
 

@@ -22,9 +22,11 @@ from mlx_ltx2.media.audio import read_audio
 from mlx_ltx2.media.video import probe, read_frames
 from mlx_ltx2.pipelines.retake import touched_frames
 from mlx_ltx2.shapes import LatentShape, VideoScale, VideoShape
+from mlx_ltx2.stages.keep_latents import Found, find_latents, keep_latents
 from mlx_ltx2.stages.plan import SourceUse
 from mlx_ltx2.stages.source import splice_sound
-from mlx_ltx2.states import Waveform
+from mlx_ltx2.states import DenoisedPair, Waveform
+from mlx_ltx2.weights.array_file import read_arrays
 from tests.fixtures.media_files import counting_clip, sine, write_plain_video
 
 FPS = 24
@@ -156,6 +158,64 @@ def test_extending_keeps_the_clip_and_encodes_nothing_again(pipe, clip, before, 
     seam = at if before else round(17 / FPS * rate)
     step = np.abs(np.diff(longer.audio.samples[seam - 2 : seam + 2], axis=0)).max()
     assert step < 0.1 + np.abs(np.diff(longer.audio.samples, axis=0)).max() / 2
+
+
+def test_a_clip_that_was_never_decoded_is_extended_before_its_start(pipe, clip) -> None:
+    alone = replace(clip, frames=None, audio=None, path=None)
+    longer = pipe("it begins", video=alone, extend_frames=8, extend_before=True)
+    assert longer.frames.shape == (25, 64, 64, 3)
+    at, own = round(8 / FPS * clip.audio.rate_hz), clip.audio.samples
+    assert np.array_equal(longer.audio.samples[at : at + len(own)], own)  # its last latent ends before its last frame
+
+
+def test_latents_that_were_kept_are_taken_up_and_nothing_is_encoded(pipe, run_cli, tmp_path, monkeypatch) -> None:
+    from mlx_ltx2.weights import networks
+
+    model, source = pipe.networks.model.path, tmp_path / "a.mp4"
+    make = ["generate", "--model", model, "-p", "x", "-H", 64, "-W", 64, "-n", 9, "-o", source, "--progress", "plain"]
+    code, _, err = run_cli(*make, "--save-latents")
+    assert code == 0 and "latents are kept in" in err, err
+    kept, _ = read_arrays(tmp_path / "a.latents.safetensors")
+    load, asked = networks.load_component, []
+    monkeypatch.setattr(networks, "load_component", lambda m, name, **kw: asked.append(name) or load(m, name, **kw))
+    longer = pipe("it moves on", video=str(source), extend_frames=8, output_type="latent")
+    assert mx.array_equal(longer.latents[:, :2], kept["video"])
+    again = pipe("it moves", video=str(source), start_time=0.2, retake_video=False, output_type="latent")
+    assert mx.array_equal(again.latents, kept["video"])
+    assert not {"video_encoder", "audio_encoder"} & set(asked)
+    retake = ["retake", "--model", model, "--video", source, "-p", "y", "--start-time", 0, "--no-audio"]
+    code, _, err = run_cli(*retake, "-o", tmp_path / "b.mp4", "--progress", "plain")
+    assert code == 0 and "are taken from a.latents.safetensors" in err, err
+    assert "video_encoder" not in asked
+    code, _, err = run_cli(*make, "--seed", 11)  # the same name, and no latents beside it
+    assert code == 0, err
+    code, _, err = run_cli(*retake, "-o", tmp_path / "b.mp4", "--progress", "plain")
+    assert code == 0 and "a.latents.safetensors is ignored, it belongs to another file" in err, err
+    assert "video_encoder" in asked
+
+
+def test_only_latents_of_this_very_file_are_taken(tiny_model, tmp_path) -> None:
+    file, latents = tmp_path / "a.mp4", DenoisedPair(mx.ones((1, 2, 2, 2, 4), mx.bfloat16), mx.zeros((1, 3, 4, 2)))
+    file.write_bytes(b"a clip")
+    space, other = (
+        LTX2Pipeline.from_pretrained(tiny_model(generation)).networks.latent_space() for generation in ("2.3", "2.0")
+    )
+    assert find_latents(file, space) == Found()
+    path = keep_latents(file, latents, space)
+    found = find_latents(file, space)
+    assert found.latents.video.dtype == mx.bfloat16 and mx.array_equal(found.latents.video, latents.video)
+    assert mx.array_equal(found.latents.audio, latents.audio) and "taken from a.latents.safetensors" in found.note
+    assert LTX2Pipeline.from_pretrained(tiny_model(variant="dev")).networks.latent_space() == space != other
+    foreign = find_latents(file, other)
+    assert foreign.latents is None and "a model with other encoders" in foreign.note
+    data = bytearray(path.read_bytes())
+    for damaged in (data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        found = find_latents(file, space)
+        assert found.latents is None and "it is damaged" in found.note and "encoded instead" in found.note
+    path.write_bytes(data)
+    file.write_bytes(b"a clip, cut")
+    assert find_latents(file, space).latents is None
 
 
 def test_extending_a_file_by_the_command(pipe, silent, run_cli, tmp_path) -> None:
