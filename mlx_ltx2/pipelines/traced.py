@@ -7,6 +7,7 @@ for (see `mlx_ltx2.footprint`), so the numbers follow the code and the backend. 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -88,11 +89,17 @@ def stream_shape(state: LatentState | None) -> StreamShape | None:
 
 @lru_cache(maxsize=64)
 def typed_network(path: str, name: str, dtype: mx.Dtype | None) -> tuple[Any, mx.Dtype]:
-    """A network without data whose parameters have their stored types, and the type of its first floating weight."""
+    """A network without data whose parameters have their stored types, and the type of most of its weights.
+
+    Statistics and single numbers may have another one.
+    """
     module, wanted = bare_component(ModelFolder.open(path), name)
     _give_types(module, {n: _DTYPES[info.dtype] for n, (_, info) in wanted.items()}, dtype)
-    floats = [a.dtype for _, a in _flat(module) if mx.issubdtype(a.dtype, mx.floating)]
-    return module, floats[0]
+    counts: Counter[mx.Dtype] = Counter()
+    for _, array in _flat(module):
+        if mx.issubdtype(array.dtype, mx.floating):
+            counts[array.dtype] += array.size
+    return module, counts.most_common(1)[0][0]
 
 
 def _flat(module: nn.Module) -> list[tuple[str, mx.array]]:
