@@ -14,7 +14,7 @@ import numpy as np
 from mlx_ltx2 import memory
 from mlx_ltx2.diffusion.patchify import audio_to_tokens, video_to_tokens
 from mlx_ltx2.errors import RequestError
-from mlx_ltx2.library import open_model, open_text_encoder, prompt_folder
+from mlx_ltx2.library import open_lora, open_model, open_text_encoder, prompt_folder
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, replacing
 from mlx_ltx2.pipelines import parts, presets, recipes
@@ -130,7 +130,8 @@ class LTX2Pipeline:
         """
         request = Request.from_options({"prompt": prompt, **options})
         found = None if request.video is None else facts(request.video)
-        request = request.with_values(video=_named(request.video))
+        loras = tuple(replace(lora, path=open_lora(lora.path)) for lora in request.loras)
+        request = request.with_values(video=_named(request.video), loras=loras)
         card = self.card(request)
         filled = presets.fill(request, card.traits, found)
         parts.check_request(filled, card)

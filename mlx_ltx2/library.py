@@ -66,6 +66,19 @@ def open_model(
     return ModelFolder.open(path)
 
 
+def open_lora(path: str | Path) -> str | Path:
+    """The file that "demo::NAME" means; any other path, folder or hub id as it is.
+
+    Raises: RequestError if the demo model has no such LoRA, WeightsError if its weights are not installed.
+    """
+    base, separator, name = str(path).partition("::")
+    if base != DEMO or not separator:
+        return path
+    from mlx_ltx2.demo import demo_lora
+
+    return demo_lora(name)
+
+
 def open_text_encoder(source: str | Path, progress: Progress) -> Path:
     """A Gemma 3 folder: the one given, or one fetched from the hub.
 

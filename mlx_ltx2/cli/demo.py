@@ -20,7 +20,7 @@ PROMPT = "a red circle moving right"
 def command(prompt: str, output: str, seed: int, progress: str | None, quiet: bool) -> None:
     """Run the whole chain without any download: checkpoint, converter, pipeline, MP4 with sound."""
     from mlx_ltx2.cli.generate import summary
-    from mlx_ltx2.demo import SAYS
+    from mlx_ltx2.demo import says
     from mlx_ltx2.generate import LTX2Pipeline, Output
     from mlx_ltx2.pipelines.run import Session
     from mlx_ltx2.progress import make_progress
@@ -30,4 +30,4 @@ def command(prompt: str, output: str, seed: int, progress: str | None, quiet: bo
     plan = pipeline.plan(prompt, seed=seed)
     clip = pipeline.execute(plan, Output(Path(output), keep_frames=False), Session(shown))
     click.echo(summary(clip))
-    click.echo(SAYS)
+    click.echo(says())

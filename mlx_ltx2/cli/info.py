@@ -85,12 +85,14 @@ def _traits(traits: object) -> dict[str, object]:
 
 
 def _model(path: str) -> dict[str, object]:
-    from mlx_ltx2.library import open_model
+    from mlx_ltx2.demo import styles
+    from mlx_ltx2.library import DEMO, open_model
     from mlx_ltx2.progress import SilentProgress
 
-    if path != "demo" and not Path(path).exists():
+    if path != DEMO and not Path(path).exists():
         raise WeightsError(f"{path}: there is no such file or folder.")
     model = open_model(path, progress=SilentProgress())
+    loras = [p.name for p in model.loras] + (list(styles()) if path == DEMO else [])
     sizes = {
         name: f"{sum(f.stat().st_size for f in model.folder(name).rglob('*') if f.is_file()) / 1e6:10.1f} MB"
         for name in model.components
@@ -104,6 +106,6 @@ def _model(path: str) -> dict[str, object]:
         **_traits(model.traits),
         "weights": quantized,
         "components": sizes,
-        "loras": ", ".join(p.name for p in model.loras) or "none",
+        "loras": ", ".join(loras) or "none",
         "made from": ", ".join(str(s.get("file")) for s in model.sources),
     }

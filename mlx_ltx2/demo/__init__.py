@@ -6,9 +6,26 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
+from mlx_ltx2.demo import trained
+from mlx_ltx2.errors import RequestError
 from mlx_ltx2.progress import Progress
 
-SAYS = "The demo's weights are random: picture and sound are noise. It shows that the whole chain works here."
+_STYLES = ("outlines",)
+_TRAINED = (
+    "The demo model has 10 million weights and knows one or two coloured shapes on plain backgrounds, for 2 seconds; "
+    "it shows that the whole chain works here and says nothing about the quality of LTX-2."
+)
+_RANDOM = "The demo's weights are random: picture and sound are noise. It shows that the whole chain works here."
+
+
+def says() -> str:
+    """One sentence on what the demo model is, and what it is not."""
+    return _TRAINED if trained.is_packed() else _RANDOM
+
+
+def styles() -> tuple[str, ...]:
+    """LoRAs of the demo model, as `--lora` takes them."""
+    return tuple(f"demo::{name}" for name in _STYLES) if trained.is_packed() else ()
 
 
 def demo_model(progress: Progress, variant: Literal["distilled", "dev"] = "distilled") -> Path:
@@ -16,16 +33,43 @@ def demo_model(progress: Progress, variant: Literal["distilled", "dev"] = "disti
 
     variant: "distilled" or "dev". Raises: WeightsError, ResourceError.
     """
-    from mlx_ltx2.demo.tiny import write_tiny_checkpoint
     from mlx_ltx2.library import cache_folder, convert_with_progress
-    from mlx_ltx2.version import VERSION
     from mlx_ltx2.weights.index import is_model_folder
 
-    output = cache_folder() / f"demo-{variant}-{VERSION}"
+    output = cache_folder() / f"demo-{variant}-{_edition()}"
     if is_model_folder(output):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mlx-ltx2-demo-") as folder:
-        made = write_tiny_checkpoint(folder, variant=variant)
-        convert_with_progress(made.folder, output, progress, variant=variant)
+        _write(Path(folder), variant)
+        convert_with_progress(Path(folder), output, progress, variant=variant)
     return output
+
+
+def demo_lora(name: str) -> Path:
+    """The file of one of the demo model's style LoRAs, made on first use in the cache folder.
+
+    Raises: RequestError if there is none of this name, WeightsError if the trained weights are not installed.
+    """
+    from mlx_ltx2.library import cache_folder
+
+    if name not in _STYLES:
+        raise RequestError(f"the demo model has no LoRA {name!r}; it has {', '.join(_STYLES)}.")
+    path = cache_folder() / f"demo-loras-{_edition()}" / f"{name}.safetensors"
+    return path if path.is_file() else trained.write_style(name, path)
+
+
+def _write(folder: Path, variant: Literal["distilled", "dev"]) -> None:
+    if trained.is_packed():
+        trained.write_trained_checkpoint(folder, variant=variant)
+    else:
+        from mlx_ltx2.demo.tiny import write_tiny_checkpoint
+
+        write_tiny_checkpoint(folder, variant=variant)
+
+
+def _edition() -> str:
+    """What the names in the cache carry, so that other weights are converted anew."""
+    from mlx_ltx2.version import VERSION
+
+    return f"{VERSION}-{trained.fingerprint()}" if trained.is_packed() else f"{VERSION}-random"

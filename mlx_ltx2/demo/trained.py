@@ -7,6 +7,7 @@ How it was trained: training/MODEL_CARD.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,17 @@ WEIGHTS = Path(__file__).parent / "weights"
 _PACK = "demo.safetensors"
 _SCALE = ":scale"
 
+_RECOMMENDED = {
+    "image_crf": 0,
+    "negative_prompt": "",
+    "cfg_scale": 3.0,
+    "audio_cfg_scale": 3.0,
+    **dict.fromkeys(("cfg_rescale", "audio_cfg_rescale", "stg_scale", "audio_stg_scale"), 0.0),
+    **dict.fromkeys(("modality_scale", "audio_modality_scale"), 1.0),
+}
+"""Defaults that the official model's do not suit: this one was trained without negative prompts, without frames out of
+H.264, and its guidance was chosen for classifier-free guidance alone."""
+
 
 @dataclass(frozen=True)
 class TrainedCheckpoint:
@@ -35,36 +47,41 @@ class TrainedCheckpoint:
     text_encoder: Path
 
 
-def is_packed(weights: str | Path = WEIGHTS) -> bool:
-    """Whether the trained weights are part of this installation."""
-    return (Path(weights) / _PACK).is_file()
+def is_packed(weights: str | Path | None = None) -> bool:
+    """Whether the trained weights are part of this installation; `weights`: another folder than the package's."""
+    return (Path(weights or WEIGHTS) / _PACK).is_file()
 
 
-def settings(weights: str | Path = WEIGHTS) -> dict[str, Any]:
+def fingerprint(weights: str | Path | None = None) -> str:
+    """Ten hexadecimal digits that differ where the unpacked files would."""
+    digest = hashlib.sha256(json.dumps(_RECOMMENDED).encode())
+    for name in (_PACK, "tokenizer.json"):
+        digest.update((Path(weights or WEIGHTS) / name).read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def settings(weights: str | Path | None = None) -> dict[str, Any]:
     """Config JSON of the checkpoint, flat config of the upsampler, config of Gemma, model version.
 
     Raises: WeightsError if the weights are not there.
     """
     from safetensors import safe_open
 
-    path = Path(weights) / _PACK
-    if not path.is_file():
-        raise WeightsError(f"{path}: the demo's weights are missing; install mlx-ltx2 again.")
-    with safe_open(str(path), "numpy") as file:
-        return json.loads(file.metadata()["settings"])
+    with safe_open(str(_pack(weights)), "numpy") as file:
+        about = json.loads(file.metadata()["settings"])
+    section = about["config"]["transformer"]
+    section["recommended"] = {**section.get("recommended", {}), **_RECOMMENDED}
+    return about
 
 
-def unpack(weights: str | Path = WEIGHTS) -> dict[str, dict[str, np.ndarray]]:
+def unpack(weights: str | Path | None = None) -> dict[str, dict[str, np.ndarray]]:
     """File ("dev", "upsampler", "distilled", "outlines", "gemma") -> official name -> float32 array.
 
     Raises: WeightsError if the weights are not there.
     """
     from safetensors.numpy import load_file
 
-    path = Path(weights) / _PACK
-    if not path.is_file():
-        raise WeightsError(f"{path}: the demo's weights are missing; install mlx-ltx2 again.")
-    stored = load_file(str(path))
+    stored = load_file(str(_pack(weights)))
     files: dict[str, dict[str, np.ndarray]] = {}
     for key in sorted(stored):
         if key.endswith(_SCALE):
@@ -86,7 +103,7 @@ def write_trained_checkpoint(
     *,
     variant: Literal["distilled", "dev"] = "distilled",
     dtype: Literal["F32", "F16"] = "F32",
-    weights: str | Path = WEIGHTS,
+    weights: str | Path | None = None,
 ) -> TrainedCheckpoint:
     """Write the demo model as official files.
 
@@ -122,11 +139,34 @@ def write_trained_checkpoint(
     gemma = {n: np.ascontiguousarray(v, np.float32) for n, v in files["gemma"].items()}
     save_file(gemma, str(encoder / "model.safetensors"), {"format": "pt"})
     (encoder / "config.json").write_text(json.dumps(about["gemma"], indent=2) + "\n", "utf-8")
-    shutil.copyfile(Path(weights) / "tokenizer.json", encoder / "tokenizer.json")
+    shutil.copyfile(Path(weights or WEIGHTS) / "tokenizer.json", encoder / "tokenizer.json")
     special = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, **special}
     (encoder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n", "utf-8")
     return TrainedCheckpoint(folder, made, (upsampler,), lora, style, encoder)
+
+
+def write_style(name: str, path: Path, weights: str | Path | None = None) -> Path:
+    """Write a style LoRA ("outlines") by itself, in full precision; returns `path`.
+
+    Raises: WeightsError if the weights are not part of this installation.
+    """
+    from safetensors.numpy import save_file
+
+    from mlx_ltx2.media.files import replacing
+
+    tensors = {n: np.ascontiguousarray(v) for n, v in unpack(weights)[name].items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        save_file(tensors, str(part))
+    return path
+
+
+def _pack(weights: str | Path | None) -> Path:
+    path = Path(weights or WEIGHTS) / _PACK
+    if not path.is_file():
+        raise WeightsError(f"{path}: the demo's weights are missing; install mlx-ltx2 again.")
+    return path
 
 
 def _fused(checkpoint: Mapping[str, np.ndarray], lora: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

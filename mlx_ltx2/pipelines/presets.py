@@ -57,6 +57,7 @@ DEFAULT_NEGATIVE_PROMPT = (
 )
 
 _CLIP = {"height": 512, "width": 768, "num_frames": 97, "fps": 24.0, "seed": 10}
+_NOTHING = object()
 _STEPS = {"2.0": 40, "2.3": 30}
 
 
@@ -85,7 +86,6 @@ def defaults(pipeline: str, traits: Traits) -> dict[str, Any]:
     """Every default of one pipeline on one model, under the names of `Request`."""
     table = {
         **_CLIP,
-        **traits.recommended,
         "pipeline": pipeline,
         "negative_prompt": DEFAULT_NEGATIVE_PROMPT,
         "max_batch_size": 1,
@@ -108,13 +108,10 @@ def defaults(pipeline: str, traits: Traits) -> dict[str, Any]:
         "temperature": 0.7,
     }
     if pipeline in UNGUIDED or (pipeline in ("retake", "extend") and traits.distilled):
-        table |= {"sigmas": DISTILLED_SIGMAS, "steps": len(DISTILLED_SIGMAS) - 1, **_guidance(None, traits)}
-    else:
-        table |= {
-            "steps": 15 if pipeline == "two-stage-hq" else _STEPS[traits.generation],
-            **_guidance(pipeline, traits),
-        }
-    return table
+        fixed = {"sigmas": DISTILLED_SIGMAS, "steps": len(DISTILLED_SIGMAS) - 1, **_guidance(None, traits)}
+        return table | traits.recommended | fixed
+    table |= {"steps": 15 if pipeline == "two-stage-hq" else _STEPS[traits.generation]}
+    return table | _guidance(pipeline, traits) | traits.recommended
 
 
 def _guidance(pipeline: str | None, traits: Traits) -> dict[str, Any]:
@@ -153,7 +150,7 @@ def fill(request: Request, traits: Traits, source: MediaInfo | None = None) -> F
         elif given is not None:
             values[name], origin[name] = given, "given"
         else:
-            where = "model" if name in traits.recommended else f"{pipeline} {traits.generation}"
+            where = "model" if traits.recommended.get(name, _NOTHING) == default else f"{pipeline} {traits.generation}"
             values[name], origin[name] = default, "source clip" if name in own else where
     if request.steps is not None and request.sigmas is None and values.get("sigmas") is not None:
         _check_distilled_steps(request.steps, len(values["sigmas"]) - 1)
