@@ -1,0 +1,97 @@
+"""What the demo shows: one clip from text, and one of everything else that the model does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlx_ltx2.demo import drawing
+from mlx_ltx2.demo.sheet import Row, spectrogram
+from mlx_ltx2.generate import LTX2Pipeline
+from mlx_ltx2.media.audio import write_wav
+from mlx_ltx2.media.images import save_image
+from mlx_ltx2.progress import Progress
+from mlx_ltx2.stages.write import Clip
+from mlx_ltx2.states import Waveform
+
+TEXTS = (
+    "a blue square bouncing",
+    "a yellow star growing on a navy background",
+    "a green triangle moving in a circle",
+    "a purple square on the left rising and a white circle on the right sinking",
+)
+RETAKEN = (0.7, 1.4)  # seconds
+
+
+class Show:
+    """Makes clips with the demo model; each is written to a file, and is a row of the contact sheet.
+
+    output: file of the first clip; the others are named after it.
+    """
+
+    def __init__(self, pipeline: LTX2Pipeline, output: Path, seed: int, progress: Progress):
+        self._pipeline = pipeline
+        self._output = output
+        self._options: dict[str, Any] = {"seed": seed, "progress": progress}
+        self.clips: list[Clip] = []
+
+    def text(self, prompt: str) -> Row:
+        """A clip from text alone."""
+        clip = self._clip("text", prompt)
+        return _row(f"text: {prompt}", clip)
+
+    def rest(self) -> Iterator[Row]:
+        """Other texts, a first frame, a sound, a clip made anew in part, first and last frame."""
+        for prompt in TEXTS:
+            yield self.text(prompt)
+        with tempfile.TemporaryDirectory(prefix="mlx-ltx2-demo-") as folder:
+            yield self._from_picture(Path(folder))
+            yield self._from_sound(Path(folder))
+            yield self._retaken("a yellow square bouncing")
+            yield self._between(Path(folder))
+
+    def _clip(self, kind: str, prompt: str, **options: Any) -> Clip:
+        number = len(self.clips)
+        path = self._output
+        if number:
+            path = path.with_name(f"{path.stem}-{number + 1}-{kind}{path.suffix}")
+        self.clips.append(self._pipeline(prompt, output=path, **self._options, **options))
+        return self.clips[-1]
+
+    def _from_picture(self, folder: Path) -> Row:
+        prompt, first = "a purple star moving up", drawing.picture("star", "purple", 0.5, 0.72)
+        save_image(folder / "first.png", first)
+        return _row(f"first frame given: {prompt}", self._clip("picture", prompt, image=folder / "first.png"), first)
+
+    def _from_sound(self, folder: Path) -> Row:
+        prompt, sound = "an orange circle bouncing", drawing.bouncing_sound(self.clips[0].seconds)
+        write_wav(folder / "sound.wav", sound)
+        clip = self._clip("sound", prompt, audio_file=folder / "sound.wav")
+        return _row(f"sound given: {prompt}", clip, _heard(sound))
+
+    def _retaken(self, prompt: str) -> Row:
+        start, end = RETAKEN
+        clip = self._clip("retake", prompt, video=self.clips[1], start_time=start, end_time=end)
+        return _row(f"{start:g} to {end:g} s of the second clip made anew: {prompt}", clip)
+
+    def _between(self, folder: Path) -> Row:
+        prompt = "a white triangle moving right"
+        ends = [drawing.picture("triangle", "white", x, 0.5) for x in (0.28, 0.72)]
+        images = []
+        for frame, pixels in zip((0, -1), ends, strict=True):
+            images.append((folder / f"{frame}.png", frame))
+            save_image(images[-1][0], pixels)
+        return _row(f"first and last frame given: {prompt}", self._clip("keyframes", prompt, images=images), *ends)
+
+
+def _row(caption: str, clip: Clip, *given: np.ndarray) -> Row:
+    assert clip.frames is not None
+    return Row(caption, clip.frames, clip.audio, given)
+
+
+def _heard(sound: Waveform) -> np.ndarray:
+    return spectrogram(sound, 128, 64)

@@ -1,0 +1,78 @@
+"""The demo's own files, names and pictures; its clips are judged in tests/semantic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mlx_ltx2 import LTX2Pipeline, RequestError
+from mlx_ltx2.demo import demo_lora, drawing, trained
+from mlx_ltx2.demo.sheet import FRAMES, GAP, Row, contact_sheet
+from mlx_ltx2.pipelines import presets
+from mlx_ltx2.pipelines.request import Request
+from mlx_ltx2.states import Waveform
+from mlx_ltx2.traits import Traits
+from training import world
+
+
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_pictures_are_the_worlds(kind: str) -> None:
+    shape = world.Shape(kind, "cyan", "still", 0.4, 0.6, 0.2, 0.4, 0.0)
+    pixels, _ = world.render(world.Scene((shape,), "black"), 128, frames=[0])
+    drawn = drawing.picture(kind, "cyan", 0.4, 0.6)
+    assert np.abs(drawn.astype(int) - pixels[0]).max() <= 2  # single against double precision
+    assert drawing.COLOURS == world.COLOURS
+
+
+def test_the_sound_is_the_worlds() -> None:
+    shape = world.Shape("circle", "red", "bounce", 0.5, 0.5, 0.2, 2.2, 0.35)
+    scene = world.Scene((shape,), "black")
+    made = drawing.bouncing_sound(scene.duration)
+    assert made.samples.shape == (round(scene.duration * 48000), 2)
+    assert np.abs(made.samples - world.sound(scene)).max() < 1e-5
+    assert drawing.landings(scene.duration) == pytest.approx(shape.bounces(scene.duration))
+
+
+def test_contact_sheet() -> None:
+    """Every ninth of the clip stands in its row, what was given before it, its tone as a dark line below it."""
+    frames = np.zeros((49, 64, 64, 3), np.uint8)
+    frames[...] = 4 * np.arange(49)[:, None, None, None]
+    tone = np.sin(2 * np.pi * 1000 * np.arange(48000) / 48000, dtype=np.float32)
+    rows = [
+        Row("text: grey", frames, Waveform(np.stack([tone, tone], -1), 48000)),
+        Row("with a picture", frames, given=(np.full((64, 64, 3), 200, np.uint8),)),
+    ]
+    sheet = contact_sheet(rows)
+    assert sheet.shape[1] == (FRAMES + 1) * (64 + GAP) + GAP
+    level = sheet[len(sheet) * 3 // 4 - 10].mean(-1)
+    centres = GAP + 32 + np.arange(FRAMES + 1) * (64 + GAP)
+    assert level[centres[0]] == 200
+    assert list(level[centres[1:]]) == [24 * i for i in range(FRAMES)]
+    strip = sheet[20 + 64 + 2 * GAP : 20 + 64 + 2 * GAP + 28, 600].mean(-1)
+    assert strip.min() < 40 and strip.max() == 255
+
+
+def test_its_loras_have_names() -> None:
+    with pytest.raises(RequestError, match="outlines"):
+        demo_lora("sepia")
+
+
+def traits(recommended: dict[str, object], variant: str) -> Traits:
+    return Traits((2, 3), variant, {"transformer": {"num_layers": 4, "recommended": recommended}})
+
+
+def test_a_model_recommends_guidance_to_guided_pipelines_alone() -> None:
+    own = {"cfg_scale": 5.0, "stg_scale": 0.0, "negative_prompt": "", "width": 128, "steps": 12}
+    dev = presets.fill(Request(prompt="x"), traits(own, "dev"))
+    assert (dev.cfg_scale, dev.stg_scale, dev.negative_prompt, dev.width, dev.steps) == (5.0, 0.0, "", 128, 12)
+    assert dev.origin["cfg_scale"] == "model" and dev.origin["modality_scale"] != "model"
+    distilled = presets.fill(Request(prompt="x"), traits(own, "distilled"))
+    assert (distilled.cfg_scale, distilled.steps, distilled.width) == (1.0, 8, 128)
+    assert presets.fill(Request(prompt="x", cfg_scale=2.0), traits(own, "dev")).cfg_scale == 2.0
+
+
+@pytest.mark.skipif(not trained.is_packed(), reason="the trained weights are not packed yet")
+def test_the_style_lora_is_a_file(cache) -> None:
+    plan = LTX2Pipeline.from_pretrained("demo").plan("a red circle", loras="demo::outlines")
+    (lora,) = plan.stages[0].loras
+    assert lora.path.endswith("outlines.safetensors") and str(cache) in lora.path
