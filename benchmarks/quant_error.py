@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from mlx import nn
 
 from benchmarks.blas import with_fast_blas
+from benchmarks.bounds import judged
 from benchmarks.machine import machine
 from mlx_ltx2.models.transformer import Transformer, TransformerConfig
 from mlx_ltx2.states import Modality
@@ -41,6 +42,10 @@ RECIPES: dict[str, tuple[str, int, int]] = {
     "mxfp4": ("mxfp4", 4, 32),
     "nvfp4": ("nvfp4", 4, 16),
 }
+DEFAULT = "affine 8, group 64"
+DEFAULT_ERROR = "error of a layer's weights, 8 bits"
+BOUNDS = {DEFAULT_ERROR: 0.01}
+"""The default recipe is the smallest that keeps every kind of layer within it."""
 KINDS = {"to_q": "queries", "to_k": "keys", "to_v": "values", "to_out.0": "attention out"}
 KINDS |= {"net.0.proj": "feed-forward in", "net.2": "feed-forward out"}
 GRID, AUDIO, TEXT = (3, 4, 4), 8, 32
@@ -146,14 +151,19 @@ def run(blocks: int = 6, model: str | None = None) -> dict[str, Any]:
             "stack": stack_errors(states, trajectory(quantized)),
             "layers_left": len(left),
         }
-    source = "random" if model is None else Path(model).name
-    return {
+    result = {
         "benchmark": "quant_error",
         "machine": machine(),
-        "weights": source,
+        "weights": "random" if model is None else Path(model).name,
         "blocks": plain.config.layers,
         "rows": rows,
     }
+    return {**result, "bounds": verdicts(result)}
+
+
+def verdicts(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a result is bounded, and whether it holds."""
+    return judged({DEFAULT_ERROR: list(result["rows"].get(DEFAULT, {"weights": {}})["weights"].values())}, BOUNDS)
 
 
 def _first_blocks(model: str, blocks: int) -> Transformer:

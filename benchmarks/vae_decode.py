@@ -14,13 +14,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.blas import with_fast_blas
+from benchmarks.bounds import judged
 
 ROWS, COLUMNS = 4, 4
 TILES = (16, 8)
@@ -133,8 +134,9 @@ def measure(module: Any, generation: str, frames: int, chunk: int, rounds: int) 
     }
 
 
-def judged(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Worst value of every bound, and whether it holds."""
+def verdicts(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What of a result is bounded, and whether it holds."""
+    rows = result["rows"]
     found: dict[str, list[float]] = {name: [] for name in BOUNDS}
     for generation in {row["generation"] for row in rows}:
         own = {row["frames"]: row for row in rows if row["generation"] == generation}
@@ -146,14 +148,7 @@ def judged(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             found["peak beyond weights, longest / 33 frames"].append(beyond[max(beyond)] / beyond[33])
         found["time, streamed / whole"] += [row["time_ratio"]["streamed"]["paired_median"] for row in own.values()]
         found["PSNR, streamed"] += [row["psnr"]["streamed"] for row in own.values()]
-    table = {}
-    for name, values in found.items():
-        if values:
-            least = name.startswith("PSNR")
-            worst = min(values) if least else max(values)
-            holds = worst >= BOUNDS[name] if least else worst <= BOUNDS[name]
-            table[name] = {"worst": round(worst, 3), "bound": BOUNDS[name], "holds": holds}
-    return table
+    return judged(found, BOUNDS, least=("PSNR, streamed",))
 
 
 def table(result: dict[str, Any]) -> str:
@@ -189,7 +184,8 @@ def main() -> None:
     for generation in arguments.generations:
         module = network(generation, arguments.channels)
         rows += [measure(module, generation, n, arguments.chunk, arguments.rounds) for n in arguments.frames]
-    result = {"benchmark": "vae_decode", "machine": machine(), "bounds": judged(rows), "rows": rows}
+    result: dict[str, Any] = {"benchmark": "vae_decode", "machine": machine(), "rows": rows}
+    result["bounds"] = verdicts(result)
     text = json.dumps(result, indent=1)
     if arguments.output:
         arguments.output.write_text(text + "\n")

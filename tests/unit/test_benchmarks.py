@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import mlx.core as mx
 import pytest
 
-from benchmarks import device, mac, quant_error, report
+from benchmarks import denoise_step, device, mac, pages, peaks, quant_error, report, streaming
+from benchmarks.bounds import broken
 from benchmarks.denoise_step import fit
 from benchmarks.machine import interleaved, machine, ratio, summary
 
@@ -25,9 +26,8 @@ def denoise_result(ratio_to_plain: float) -> dict:
         "ours / plain, T2V": {"paired_median": ratio_to_plain},
         "I2V / T2V, ours": {"paired_median": 1.0},
     }
-    worst = {"ours / plain, T2V": ratio_to_plain, "I2V / T2V, ours": 1.0, "fit residual": None}
     graph = {"22B T2V": {"kernels": 118.0, "casts": 0, "copies": 0, "nodes": 440.0}}
-    return {"benchmark": "denoise_step", "machine": machine(), "worst": worst, "rows": [row], "graph": graph}
+    return {"benchmark": "denoise_step", "machine": machine(), "fit": {}, "rows": [row], "graph": graph}
 
 
 def test_the_page_says_what_is_within_its_bound(tmp_path) -> None:
@@ -35,12 +35,55 @@ def test_the_page_says_what_is_within_its_bound(tmp_path) -> None:
     results.mkdir()
     (results / "a.json").write_text(json.dumps(denoise_result(0.8)))
     (results / "b.json").write_text(json.dumps({"benchmark": "another", "value": 3}))
-    page = report.page(results, tmp_path)
-    assert "0.8 (within 0.85)" in page and "not measured" in page and "| 22B T2V | 118 | 0 | 0 | 440 |" in page
-    assert '"value": 3' in page
+    page, wrong = report.page(results, tmp_path)
+    assert "| denoising pass | time, ours / plain, T2V | at most 0.85 | 0.8 | holds |" in page
+    assert "| 22B T2V | 118 | 0 | 0 | 440 |" in page and '"value": 3' in page
+    # What was not measured is wrong too, so that no row can be lost.
+    assert "time against FLOPs: largest residual of the fit was not measured" in wrong
+    assert not [line for line in wrong if line.startswith("denoising pass")]
     ElementTree.parse(tmp_path / "benchmarks" / "pass-22B.svg")
     (results / "a.json").write_text(json.dumps(denoise_result(0.9)))
-    assert "0.9 (ABOVE 0.85)" in report.page(results, tmp_path)
+    page, wrong = report.page(results, tmp_path)
+    assert "| at most 0.85 | 0.9 | **BROKEN** |" in page
+    assert "denoising pass: time, ours / plain, T2V is 0.9, bound 0.85" in wrong
+
+
+def test_every_row_has_a_program_a_page_and_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    for name in report.ORDER:
+        assert (report.HERE / f"{name}.py").is_file() and name in report.FULL and name in report.QUICK
+        assert name in pages.PAGES and name in pages.JUDGED
+    assert set(denoise_step.BOUNDS) == {bound for row in report.ROWS for bound in row.bounds}
+
+
+def test_a_program_that_fails_is_said_and_its_old_result_is_not_taken_for_new(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    (tmp_path / "bad.py").write_text("raise SystemExit(3)")
+    (tmp_path / "good.py").write_text("import sys; open(sys.argv[-1], 'w').write('{}')")
+    assert report.run("bad", [], tmp_path) == "bad ended with status 3 and left no result"
+    assert report.run("good", [], tmp_path) is None and (tmp_path / "good.json").read_text() == "{}"
+
+
+def test_peaks_are_judged_by_their_worst_phase_and_by_growth(tmp_path) -> None:
+    def row(size: list[int], predicted: int, actual: int) -> dict:
+        peaks_of = {"predicted": {"denoise": predicted}, "actual": {"denoise": actual}}
+        return {"case": "distilled", "generation": "2.3", "size": size, **peaks_of}
+
+    result = {"rows": [row([64, 64, 9], 105, 100), row([64, 64, 17], 210, 200)]}
+    bounds = peaks.verdicts(result)
+    assert bounds["error of a peak"]["worst"] == 0.05 and not broken({"bounds": bounds})
+    assert "| distilled | 64x64, 9 | denoise | 0.00 | 0.00 | +5.0 % |" in "\n".join(pages.peaks_page(result, tmp_path))
+    result["rows"][1] = row([64, 64, 17], 218, 200)  # each peak within a tenth, its growth is not
+    assert broken({"bounds": peaks.verdicts(result)}) == ["error of a slope"]
+
+
+def test_streaming_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(streaming, "GRIDS", {8: (2, 2, 2)})
+    monkeypatch.setattr(streaming, "HEADS", 2)
+    result = streaming.run(blocks=4, tokens=8, steps=1, rounds=1, bits=(None,))
+    found = result["bounds"]
+    assert found["streamed latents that differ"]["holds"] and found["streamed latents that differ"]["worst"] == 0
+    assert found["bytes read / (steps x not resident)"]["worst"] == 1
+    assert "| 32 | 4 | 1 | 4 |" in "\n".join(pages.streaming_page(result, tmp_path))
 
 
 def test_quantization_table(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -50,7 +93,7 @@ def test_quantization_table(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     errors = {name: max(row["weights"].values()) for name, row in result["rows"].items()}
     assert errors["8"] < 0.01 < errors["4"]
     assert result["rows"]["8"]["stack"]["video"][0] < result["rows"]["4"]["stack"]["video"][0]
-    assert "| 8 | 8.5 |" in "\n".join(report.quant_page(result, tmp_path))
+    assert "| 8 | 8.5 |" in "\n".join(pages.quant_page(result, tmp_path))
 
 
 def test_times_are_fitted_and_compared() -> None:
@@ -71,7 +114,7 @@ def test_what_a_gpu_would_be_asked_runs_at_toy_size(monkeypatch: pytest.MonkeyPa
     found = {"products": device.products((8,)), "passes": device.passes((12,), 1), "machine": machine()}
     whole = device.with_shares(found)
     assert {row["bits"] for row in whole["passes"]} == {8, 16}
-    assert "Best product" in "\n".join(report.device_page(whole, tmp_path))
+    assert "Best product" in "\n".join(pages.device_page(whole, tmp_path))
     assert device.attention((16,), lambda n: 1.0)[0].keys() == {"tokens", "mlx", "other"}
     mx.save_safetensors(str(tmp_path / "x.safetensors"), {"w": mx.zeros((64, 64))})
     assert mac.disk(tmp_path / "x.safetensors").keys() == {"first", "again"}
