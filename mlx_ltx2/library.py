@@ -50,7 +50,7 @@ def open_model(
     if text == DEMO:
         from mlx_ltx2.demo import demo_model
 
-        return ModelFolder.open(demo_model(progress, "dev" if variant == "dev" else "distilled"))
+        return ModelFolder.open(demo_model(progress, "dev" if variant == "dev" else "distilled", quantize))
     if is_model_folder(path):
         return ModelFolder.open(path)
     if path.exists():

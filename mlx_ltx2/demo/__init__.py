@@ -28,21 +28,24 @@ def styles() -> tuple[str, ...]:
     return tuple(f"demo::{name}" for name in _STYLES) if trained.is_packed() else ()
 
 
-def demo_model(progress: Progress, variant: Literal["distilled", "dev"] = "distilled") -> Path:
+def demo_model(
+    progress: Progress, variant: Literal["distilled", "dev"] = "distilled", quantize: int | None = None
+) -> Path:
     """The converted demo model, made on first use in the cache folder.
 
-    variant: "distilled" or "dev". Raises: WeightsError, ResourceError.
+    variant: "distilled" or "dev". quantize: bits, None for full precision. Raises: WeightsError, ResourceError.
     """
     from mlx_ltx2.library import cache_folder, convert_with_progress
     from mlx_ltx2.weights.index import is_model_folder
 
-    output = cache_folder() / f"demo-{variant}-{_edition()}"
+    bits = "" if quantize is None else f"-{quantize}bit"
+    output = cache_folder() / f"demo-{variant}-{_edition()}{bits}"
     if is_model_folder(output):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mlx-ltx2-demo-") as folder:
         _write(Path(folder), variant)
-        convert_with_progress(Path(folder), output, progress, variant=variant)
+        convert_with_progress(Path(folder), output, progress, variant=variant, q_bits=quantize)
     return output
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.progress import Progress
 from mlx_ltx2.stages.write import Clip
-from mlx_ltx2.states import Waveform
 
 TEXTS = (
     "a blue square bouncing",
@@ -30,7 +28,7 @@ RETAKEN = (0.7, 1.4)  # seconds
 class Show:
     """Makes clips with the demo model; each is written to a file, and is a row of the contact sheet.
 
-    output: file of the first clip; the others are named after it.
+    output: file of the first clip; the others are named after it, and so is the folder of what they are given.
     """
 
     def __init__(self, pipeline: LTX2Pipeline, output: Path, seed: int, progress: Progress):
@@ -48,11 +46,12 @@ class Show:
         """Other texts, a first frame, a sound, a clip made anew in part, first and last frame."""
         for prompt in TEXTS:
             yield self.text(prompt)
-        with tempfile.TemporaryDirectory(prefix="mlx-ltx2-demo-") as folder:
-            yield self._from_picture(Path(folder))
-            yield self._from_sound(Path(folder))
-            yield self._retaken("a yellow square bouncing")
-            yield self._between(Path(folder))
+        given = self._output.with_name(f"{self._output.stem}-given")
+        given.mkdir(parents=True, exist_ok=True)
+        yield self._from_picture(given / "picture.png")
+        yield self._from_sound(given / "sound.wav")
+        yield self._retaken("a yellow square bouncing")
+        yield self._between(given / "first.png", given / "last.png")
 
     def _clip(self, kind: str, prompt: str, **options: Any) -> Clip:
         number = len(self.clips)
@@ -62,36 +61,31 @@ class Show:
         self.clips.append(self._pipeline(prompt, output=path, **self._options, **options))
         return self.clips[-1]
 
-    def _from_picture(self, folder: Path) -> Row:
+    def _from_picture(self, path: Path) -> Row:
         prompt, first = "a purple star moving up", drawing.picture("star", "purple", 0.5, 0.72)
-        save_image(folder / "first.png", first)
-        return _row(f"first frame given: {prompt}", self._clip("picture", prompt, image=folder / "first.png"), first)
+        save_image(path, first)
+        return _row(f"first frame given: {prompt}", self._clip("picture", prompt, image=path), first)
 
-    def _from_sound(self, folder: Path) -> Row:
+    def _from_sound(self, path: Path) -> Row:
         prompt, sound = "an orange circle bouncing", drawing.bouncing_sound(self.clips[0].seconds)
-        write_wav(folder / "sound.wav", sound)
-        clip = self._clip("sound", prompt, audio_file=folder / "sound.wav")
-        return _row(f"sound given: {prompt}", clip, _heard(sound))
+        write_wav(path, sound)
+        clip = self._clip("sound", prompt, audio_file=path)
+        return _row(f"sound given: {prompt}", clip, spectrogram(sound, 128, 64))
 
     def _retaken(self, prompt: str) -> Row:
         start, end = RETAKEN
         clip = self._clip("retake", prompt, video=self.clips[1], start_time=start, end_time=end)
         return _row(f"{start:g} to {end:g} s of the second clip made anew: {prompt}", clip)
 
-    def _between(self, folder: Path) -> Row:
+    def _between(self, first: Path, last: Path) -> Row:
         prompt = "a white triangle moving right"
         ends = [drawing.picture("triangle", "white", x, 0.5) for x in (0.28, 0.72)]
-        images = []
-        for frame, pixels in zip((0, -1), ends, strict=True):
-            images.append((folder / f"{frame}.png", frame))
-            save_image(images[-1][0], pixels)
-        return _row(f"first and last frame given: {prompt}", self._clip("keyframes", prompt, images=images), *ends)
+        for path, pixels in zip((first, last), ends, strict=True):
+            save_image(path, pixels)
+        clip = self._clip("keyframes", prompt, images=[(first, 0), (last, -1)])
+        return _row(f"first and last frame given: {prompt}", clip, *ends)
 
 
 def _row(caption: str, clip: Clip, *given: np.ndarray) -> Row:
     assert clip.frames is not None
     return Row(caption, clip.frames, clip.audio, given)
-
-
-def _heard(sound: Waveform) -> np.ndarray:
-    return spectrogram(sound, 128, 64)

@@ -108,9 +108,9 @@ def test_what_is_filled_up_is_cut_away_again(size) -> None:
         ({"seed": -1}, "seed -1"),
     ],
 )
-def test_impossible_wishes_are_refused(options, message, picture) -> None:
+def test_impossible_wishes_are_refused(options, message, picture, tiny_model) -> None:
     with pytest.raises(RequestError, match=message):
-        plan_upscale(picture, "demo", **options)
+        plan_upscale(picture, tiny_model(), **options)
 
 
 def test_bad_files_leave_nothing_behind(picture, video, tiny_model, run_cli, tmp_path) -> None:
