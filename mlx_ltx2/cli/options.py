@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mlx_ltx2.cli.refused import refuse_options
 from mlx_ltx2.pipelines.request import ImageInput, LoraInput, ReferenceInput
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -56,6 +57,7 @@ class Command(click.Command):
     """A click command whose options may take a varying number of values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        refuse_options(args)
         return super().parse_args(ctx, gather_values(args))
 
 

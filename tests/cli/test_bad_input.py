@@ -414,6 +414,16 @@ def test_forced_guidance_is_let_through(tiny_model, run_cli) -> None:
     assert "video guidance cfg 3" in out
 
 
+def test_official_options_without_a_counterpart(tiny_model, refused) -> None:
+    from mlx_ltx2.cli.refused import REFUSED
+
+    differences = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text("utf-8")
+    for option, reason in REFUSED.items():
+        for more in ([option, "1"], [f"{option}=1"]):
+            refused(command(tiny_model(), *more), REQUEST, f"{option} is not supported", reason)
+        assert f"`{option}`" in differences, option
+
+
 # plan refuses what generate refuses
 
 
