@@ -224,7 +224,7 @@ class LTX2Pipeline:
                 wav = together.enter_context(replacing(output.audio_path))
                 write_wav(wav, clip.audio, metadata=clip.metadata)
             if running.plan.video_out:
-                _write_video(clip, running.frames(latents), output, running.session)
+                _write_video(clip, running, latents, output)
                 _keep_track(running, output)
             elif output.path is not None:
                 clip.save(output.path)
@@ -249,7 +249,8 @@ def _keep_track(running: Run, output: Output) -> None:
             running.session.progress.note(note)
 
 
-def _write_video(clip: Clip, chunks: Any, output: Output, session: Session) -> None:
+def _write_video(clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> None:
+    chunks = running.frames(latents)
     kept: list[np.ndarray] = []
 
     def tee() -> Any:
@@ -264,11 +265,11 @@ def _write_video(clip: Clip, chunks: Any, output: Output, session: Session) -> N
     else:
         notes = stream_clip(
             tee(), output.path, fps=clip.fps, crf=output.crf, audio=clip.audio, metadata=clip.metadata,
-            frames_folder=output.frames_folder,
+            frames_folder=output.frames_folder, picture=running.kept_picture,
         )  # fmt: skip
         clip.path = output.path
         for note in notes:
-            session.progress.note(note)
+            running.session.progress.note(note)
     if output.keep_frames:
         clip.frames = np.concatenate(kept)
         kept.clear()

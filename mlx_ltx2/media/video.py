@@ -41,7 +41,7 @@ def probe(path: str | os.PathLike[str], *, count: bool = False) -> MediaInfo:
     Raises MediaError if the file cannot be read or has no video stream.
     """
     with reading(path, "video"), av.open(os.fspath(path)) as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         first = next(container.decode(stream), None)
         if first is None:
             raise MediaError(f"the video stream of {path} is empty; it holds not one frame.")
@@ -101,7 +101,7 @@ def read_frames(
 
 def _frames(path: str | os.PathLike[str], start: float, max_frames: int | None, by_time: bool) -> Iterator[np.ndarray]:
     with reading(path, "video"), av.open(os.fspath(path)) as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         stream.thread_type = "AUTO"
         fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
         skipped = round(start * fps)
@@ -123,7 +123,8 @@ def _frames(path: str | os.PathLike[str], start: float, max_frames: int | None, 
                 return
 
 
-def _video_stream(container: Any, path: str | os.PathLike[str]) -> Any:
+def video_stream(container: Any, path: str | os.PathLike[str]) -> Any:
+    """The stream that players show. Raises: MediaError if there is none."""
     # A cover picture in a sound file is a video stream to ffmpeg and none to anybody else.
     streams = [s for s in container.streams.video if not _is_cover(s)]
     if not streams:

@@ -31,6 +31,7 @@ from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
 from mlx_ltx2.media.h264 import THREADS, encoder_options
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.media.metadata import container_tags, read_metadata, still_arguments
+from mlx_ltx2.media.video import probe, video_stream
 from mlx_ltx2.states import Waveform
 
 __all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
@@ -58,6 +59,8 @@ class ClipWriter:
     official. audio: Waveform, mono or stereo, any rate; may also be set later, before the writer closes. The
     sound in the file lasts exactly as long as the picture: it is cut or padded with silence.
     metadata: text by name, read back by `read_metadata`.
+    picture: a video whose compressed pictures go into an .mp4 or .mov as they are, instead of the frames, which must be
+    its own; where the container does not take them the frames are encoded, and a note says so.
     notes: after closing, what had to be changed, in words (sound cut, padded or left out).
 
     The file is written as `.name.partial.mp4` beside its target and renamed on success; on any exception, an
@@ -75,6 +78,7 @@ class ClipWriter:
         crf: float = 19,
         audio: Waveform | None = None,
         metadata: Mapping[str, str] | None = None,
+        picture: str | os.PathLike[str] | None = None,
     ) -> None:
         if not 0 <= crf <= 51:
             raise RequestError(f"crf {crf} is outside 0 (lossless) to 51 (worst); 19 is the default.")
@@ -83,6 +87,7 @@ class ClipWriter:
         self.crf = crf
         self.audio = audio
         self.metadata = dict(metadata or {})
+        self.picture = picture
         self.frames_written = 0
         self.notes: list[str] = []
         check_writable(self.path)
@@ -156,6 +161,11 @@ class ClipWriter:
 
     def _open(self, height: int, width: int) -> Sink:
         suffix = self.path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES and self.picture is not None:
+            try:
+                return CopySink(self._partial, self.picture, self.fps, self.metadata)
+            except MediaError as error:
+                self.notes.append(f"the picture was encoded anew, since it could not be copied: {error}")
         if suffix in VIDEO_SUFFIXES:
             return VideoSink(self._partial, height, width, self.fps, self.crf, self.metadata)
         if suffix == ".gif":
@@ -203,15 +213,7 @@ class VideoSink:
         self._open(height, width, crf)
 
     def _open(self, height: int, width: int, crf: float) -> None:
-        # Track lengths are stored in units of the movie's clock: it must resolve a frame and almost a sample.
-        clock = self._fps.numerator * max(1, 90000 // self._fps.numerator)
-        kind = self._partial.suffix.lower()[1:]
-        # A MOV's classic comment ends after 65,535 bytes, its tags by name do not.
-        movflags = "+faststart+use_metadata_tags" if kind == "mov" else "+faststart"
-        options = {"movflags": movflags, "fflags": "+bitexact", "movie_timescale": str(clock)}
-        self._container = av.open(os.fspath(self._partial), "w", format=kind, options=options)
-        for key, value in container_tags(self._metadata).items():
-            self._container.metadata[key] = value
+        self._container = _open_movie(self._partial, self._fps, self._metadata)
         self._stream = self._container.add_stream("libx264", rate=self._fps, options=encoder_options(crf))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         codec = self._stream.codec_context
@@ -229,31 +231,89 @@ class VideoSink:
 
     def finish(self, audio: Waveform | None) -> None:
         self._packets += self._stream.encode()
-        sound = [] if audio is None else self._encode_audio(audio)
+        sound = [] if audio is None else _encode_audio(self._container, audio, self._frames, self._fps)
         for packet in heapq.merge(self._packets, sound, key=lambda p: float(p.dts * p.time_base)):
             self._container.mux(packet)
         self._packets = []
         self._container.close()
-
-    def _encode_audio(self, audio: Waveform) -> list[Any]:
-        samples, rate_hz = audio.samples, audio.rate_hz
-        if rate_hz not in _AAC_RATES_HZ:
-            from mlx_ltx2.media.resample import resample
-
-            samples, rate_hz = resample(samples, rate_hz, 48000), 48000
-            samples = fit_length(samples, samples_for_frames(self._frames, self._fps, rate_hz))
-        stream = self._container.add_stream("aac", rate=rate_hz, layout="stereo")
-        stream.codec_context.bit_rate = min(192_000, 8 * rate_hz)
-        planes = np.ascontiguousarray(np.clip(samples, -1.0, 1.0).T, dtype=np.float32)
-        block = av.AudioFrame.from_ndarray(planes, format="fltp", layout="stereo")
-        block.sample_rate, block.pts, block.time_base = rate_hz, 0, Fraction(1, rate_hz)
-        return [*stream.encode(block), *stream.encode()]
 
     def abort(self) -> None:
         self._packets = []
         # The file is thrown away: whether its trailer could still be written does not matter.
         with suppress(av.error.FFmpegError, OSError):
             self._container.close()
+
+
+class CopySink:
+    """The compressed pictures of another file as they are, and new sound, in an MP4 or MOV.
+
+    Raises MediaError if the container does not hold such pictures, or they are turned by a display matrix.
+    """
+
+    def __init__(
+        self, partial: Path, picture: str | os.PathLike[str], fps: Fraction, metadata: Mapping[str, str]
+    ) -> None:
+        self._picture, self._fps, self._frames = picture, fps, 0
+        if probe(picture).rotation:
+            raise MediaError(f"{picture} is turned when it is shown.")
+        self._container = _open_movie(partial, fps, metadata)
+        try:
+            with reading(picture, "video"), av.open(os.fspath(picture)) as source:
+                stream = video_stream(source, picture)
+                codec = stream.codec.canonical_name
+                if codec not in self._container.supported_codecs:
+                    raise MediaError(f"{partial.suffix} files hold no {codec} pictures.")
+                self._copy = self._container.add_stream_from_template(stream)
+        except MediaError:
+            self.abort()
+            raise
+
+    def add(self, frame: np.ndarray) -> None:
+        self._frames += 1
+
+    def finish(self, audio: Waveform | None) -> None:
+        sound = [] if audio is None else _encode_audio(self._container, audio, self._frames, self._fps)
+        with av.open(os.fspath(self._picture)) as source:  # it could be read before: what fails now is the writing
+            stream = video_stream(source, self._picture)
+            pictures = _packets_for(source, stream, self._copy, stream.start_time or 0)
+            for packet in heapq.merge(pictures, sound, key=lambda p: float(p.dts * p.time_base)):
+                self._container.mux(packet)
+        self._container.close()
+
+    def abort(self) -> None:
+        # The file is thrown away: whether its trailer could still be written does not matter.
+        with suppress(av.error.FFmpegError, OSError):
+            self._container.close()
+
+
+def _open_movie(partial: Path, fps: Fraction, metadata: Mapping[str, str]) -> Any:
+    """An MP4 or MOV, index first, whose bytes depend on its content alone."""
+    # Track lengths are stored in units of the movie's clock: it must resolve a frame and almost a sample.
+    clock = fps.numerator * max(1, 90000 // fps.numerator)
+    kind = partial.suffix.lower()[1:]
+    # A MOV's classic comment ends after 65,535 bytes, its tags by name do not.
+    movflags = "+faststart+use_metadata_tags" if kind == "mov" else "+faststart"
+    options = {"movflags": movflags, "fflags": "+bitexact", "movie_timescale": str(clock)}
+    container = av.open(os.fspath(partial), "w", format=kind, options=options)
+    for key, value in container_tags(metadata).items():
+        container.metadata[key] = value
+    return container
+
+
+def _encode_audio(container: Any, audio: Waveform, frames: int, fps: Fraction) -> list[Any]:
+    """AAC packets of sound as long as so many frames, in a new stream of the container."""
+    samples, rate_hz = audio.samples, audio.rate_hz
+    if rate_hz not in _AAC_RATES_HZ:
+        from mlx_ltx2.media.resample import resample
+
+        samples, rate_hz = resample(samples, rate_hz, 48000), 48000
+        samples = fit_length(samples, samples_for_frames(frames, fps, rate_hz))
+    stream = container.add_stream("aac", rate=rate_hz, layout="stereo")
+    stream.codec_context.bit_rate = min(192_000, 8 * rate_hz)
+    planes = np.ascontiguousarray(np.clip(samples, -1.0, 1.0).T, dtype=np.float32)
+    block = av.AudioFrame.from_ndarray(planes, format="fltp", layout="stereo")
+    block.sample_rate, block.pts, block.time_base = rate_hz, 0, Fraction(1, rate_hz)
+    return [*stream.encode(block), *stream.encode()]
 
 
 def save_frames(folder: str | os.PathLike[str], frames: Iterable[np.ndarray], *, first: int = 0) -> list[Path]:
@@ -301,8 +361,11 @@ def remux_audio(
                 target.mux(packet)
 
 
-def _packets_for(source: Any, stream: Any, copy: Any) -> Iterable[Any]:
+def _packets_for(source: Any, stream: Any, copy: Any, start: int = 0) -> Iterable[Any]:
+    """start: time stamp that becomes 0."""
     for packet in source.demux(stream):
         if packet.dts is not None:
             packet.stream = copy
+            packet.dts -= start
+            packet.pts = None if packet.pts is None else packet.pts - start
             yield packet

@@ -142,6 +142,11 @@ class Run:
             return made
         return splice_sound(own, made, self.source.use, self.plan.shape)
 
+    @property
+    def kept_picture(self) -> Path | None:
+        """The file that holds every frame of the result, if there is one: a clip of which the sound alone is new."""
+        return None if self.source is None or _decodes(self.plan) else self.source.file
+
     def _decoded(self, audio: mx.array) -> Waveform:
         load, session = self.networks.load, self.session
         return decode_audio(
@@ -164,6 +169,7 @@ class Run:
             self.session.progress,
             self.session.report,
             self.memory.decode_budget,
+            end=None if source is None else source.use.made[1],
         )
         return decoded if source is None else splice_frames(decoded, source)
 

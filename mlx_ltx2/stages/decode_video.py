@@ -103,24 +103,32 @@ def decode_video(
     progress: Progress,
     report: PeakReport,
     budget_bytes: int | None = None,
+    end: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield uint8 (f, H, W, 3) stretches in order; the decoder lives until the last one was taken.
 
     latent: (1, F, H, W, C) normalised. tiling, budget_bytes: see `decode_way`. noise: for decoders that are conditioned
     on a timestep; drawn once for the whole clip, so that tiles agree with each other and with an untiled decode.
+    end: frames from this one on are not needed; the stretch that reaches it is the last.
     Raises: LTX2Error if the decoder computes no numbers, or the same one everywhere.
     """
     shape = LatentShape(*latent.shape[1:4])
     with phase("decode video", report), resident(load_decoder) as decoder:
         itemsize = decoder.conv_in.conv.weight.dtype.size
         way = decode_way(tiling, shape, scale, decoder.config, itemsize, budget_bytes)
-        total, unit = (way.plan.size[0], "frame") if way.streams else (len(way.plan), "tile")
+        end = way.plan.size[0] if end is None else min(end, way.plan.size[0])
+        total, unit = (end, "frame") if way.streams else (len(way.plan), "tile")
         with progress.phase("decode video", total, unit) as advance:
-            flatness = Flatness()
+            flatness, given = Flatness(), 0
             for chunk in _chunks(decoder, latent, noise, way, advance):
                 refuse_non_finite(chunk, "the video decoder")
                 flatness.look(chunk)
                 yield np.array(to_uint8(chunk)[0])
+                if way.streams:
+                    advance(min(chunk.shape[1], end - given))
+                given += chunk.shape[1]
+                if given >= end:
+                    break
             flatness.refuse_flat("the video decoder")
         del decoder
 
@@ -154,6 +162,4 @@ def _chunks(
     if not way.streams:
         yield from run_tiles(way.plan, run, latent.dtype)
         return
-    for chunk in run_streams(way.plan, start, latent.dtype):
-        yield chunk
-        advance(chunk.shape[1])
+    yield from run_streams(way.plan, start, latent.dtype)

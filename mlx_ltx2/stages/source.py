@@ -58,12 +58,19 @@ class Source:
     def has_frames(self) -> bool:
         return self.clip is None or self.clip.frames is not None or self.clip.path is not None
 
+    @property
+    def file(self) -> Path | None:
+        """Where its frames are read from; None if they are in memory, or nowhere."""
+        if self.clip is None:
+            return Path(self.use.path)
+        return self.clip.path if self.clip.frames is None else None
+
     def frames(self) -> Iterator[np.ndarray]:
         """Its first `use.frames` frames, uint8 (H, W, 3)."""
         if self.clip is not None and self.clip.frames is not None:
             yield from self.clip.frames[: self.use.frames]
             return
-        path = self.use.path if self.clip is None else self.clip.path
+        path = self.file
         if path is None:
             raise MediaError("the source clip holds no frames; make it with output_type='frames'.")
         given = 0
@@ -124,8 +131,12 @@ class Source:
 
 def kept_frames(source: Source) -> Iterator[np.ndarray]:
     """The source's frames alone, uint8 (f, H, W, 3)."""
+    return _stacked(source.frames())
+
+
+def _stacked(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     held: list[np.ndarray] = []
-    for frame in source.frames():
+    for frame in frames:
         held.append(frame)
         if len(held) == _CHUNK:
             yield np.stack(held)
@@ -135,7 +146,10 @@ def kept_frames(source: Source) -> Iterator[np.ndarray]:
 
 
 def splice_frames(chunks: Iterable[np.ndarray], source: Source) -> Iterator[np.ndarray]:
-    """Decoded chunks in which every frame that was not made anew is the source's own."""
+    """Decoded chunks in which every frame that was not made anew is the source's own.
+
+    chunks: of the result from its first frame on; they may end with the last new one.
+    """
     use, own, number = source.use, source.frames(), 0
     first, end = use.made
     for chunk in chunks:
@@ -147,6 +161,7 @@ def splice_frames(chunks: Iterable[np.ndarray], source: Source) -> Iterator[np.n
                     mixed[index] = frame
             number += 1
         yield mixed
+    yield from _stacked(own)
 
 
 def splice_sound(kept: Waveform, made: Waveform, use: SourceUse, shape: VideoShape) -> Waveform:

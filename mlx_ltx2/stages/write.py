@@ -77,12 +77,16 @@ def stream_clip(
     audio: Waveform | None,
     metadata: Mapping[str, str],
     frames_folder: Path | None = None,
+    picture: Path | None = None,
 ) -> list[str]:
-    """Encode uint8 (F, H, W, 3) chunks as they come; returns the writer's notes."""
+    """Encode uint8 (F, H, W, 3) chunks as they come; returns the writer's notes.
+
+    picture: a video that holds these very frames, whose compressed pictures are copied instead where that is possible.
+    """
     done = 0
     with (
         nullcontext() if frames_folder is None else replacing_files(frames_folder, "frame_*.png") as stills,
-        ClipWriter(path, fps=fps, crf=crf, audio=audio, metadata=metadata) as writer,
+        ClipWriter(path, fps=fps, crf=crf, audio=audio, metadata=metadata, picture=picture) as writer,
     ):
         for chunk in chunks:
             writer.write(chunk)

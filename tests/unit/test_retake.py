@@ -19,6 +19,7 @@ from mlx_ltx2.diffusion.state import video_state
 from mlx_ltx2.errors import MediaError, RequestError, ShapeError
 from mlx_ltx2.generate import LTX2Pipeline
 from mlx_ltx2.media.audio import read_audio
+from mlx_ltx2.media.metadata import read_metadata
 from mlx_ltx2.media.video import probe, read_frames
 from mlx_ltx2.pipelines.retake import touched_frames
 from mlx_ltx2.shapes import LatentShape, VideoScale, VideoShape
@@ -128,6 +129,62 @@ def test_sound_alone_leaves_every_frame_and_decodes_none(pipe, clip, monkeypatch
     border = round(0.3 * new.audio.rate_hz)
     assert np.array_equal(new.audio.samples[:border], own[:border])
     assert not np.array_equal(new.audio.samples[border:], own[border:])
+
+
+def pictures(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(p) for p in container.demux(container.streams.video[0]) if p.dts is not None]
+
+
+def test_the_picture_is_copied_packet_by_packet_where_the_sound_alone_is_new(pipe, clip, run_cli, tmp_path) -> None:
+    out, again = tmp_path / "new.mp4", tmp_path / "again.mp4"
+    code, _, err = run_cli(
+        "retake", "--model", pipe.networks.model.path, "--video", clip.path, "--start-time", 0.3, "--no-retake-video",
+        "-p", "thunder", "-o", out, "--save-frames", "--progress", "plain",
+    )  # fmt: skip
+    assert code == 0 and "encoded anew" not in err, err
+    assert pictures(out) == pictures(clip.path)
+    assert packets(out) != packets(clip.path)
+    assert np.array_equal(read_frames(out), read_frames(clip.path))
+    assert len(list((tmp_path / "new_frames").glob("*.png"))) == 17
+    info, old = probe(out), probe(clip.path)
+    assert (info.frames, info.fps, info.seconds) == (old.frames, old.fps, old.seconds)
+    with av.open(str(out)) as container:
+        track = container.streams.audio[0]
+        assert abs(float(track.duration * track.time_base) - 17 / FPS) <= 1 / track.rate
+    assert read_metadata(out)["prompt"] == "thunder"
+    code, _, err = run_cli("rerun", out, "-o", again)
+    assert code == 0, err
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_picture_that_the_container_does_not_take_is_encoded_and_that_is_said(pipe, run_cli, tmp_path) -> None:
+    source, out = tmp_path / "source.avi", tmp_path / "new.mp4"
+    with av.open(str(source), "w") as container:
+        stream = container.add_stream("huffyuv", rate=FPS)
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv422p"
+        for frame in counting_clip(9, 64, 64):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    code, _, err = run_cli(
+        "retake", "--model", pipe.networks.model.path, "--video", source, "--start-time", 0, "--no-retake-video",
+        "-p", "thunder", "-o", out, "--progress", "plain", "--crf", 1,
+    )  # fmt: skip
+    assert code == 0 and "could not be copied: .mp4 files hold no huffyuv pictures" in err, err
+    assert np.abs(read_frames(out).astype(int) - read_frames(source).astype(int)).max() <= 3
+    assert probe(out).has_audio
+
+
+@pytest.mark.parametrize("tiling", ["auto", "none", "aggressive"])
+def test_nothing_is_decoded_after_the_last_new_frame(pipe, clip, tiling, monkeypatch) -> None:
+    from mlx_ltx2.stages import decode_video
+
+    convert, seen = decode_video.to_uint8, []
+    monkeypatch.setattr(decode_video, "to_uint8", lambda pixels: seen.append(pixels.shape[1]) or convert(pixels))
+    new = pipe("a star", video=clip, start_time=0, end_time=0.02, retake_audio=False, tiling=tiling)
+    assert new.plan.video_input.made == (0, 1)
+    assert sum(seen) < 17 or tiling != "auto"
+    assert np.array_equal(new.frames[1:], clip.frames[1:]) and (new.frames[0] != clip.frames[0]).any()
 
 
 @pytest.mark.parametrize("before", [False, True])
