@@ -124,8 +124,8 @@ def upscale(
 
     source: .png, .jpg and other stills, or a video of any size and length. output: file to write. scale: 2 (default)
     or 1.5. temporal: double the frame rate, F frames become 2F - 1; alone it leaves the size. refine, prompt: run
-    the three steps of a second stage on the enlarged latents. seed: of their noise. tiling: of the decoder. The sound
-    is kept.
+    the three steps of a second stage on the enlarged latents of the picture. seed: of their noise. tiling: of the
+    decoder. The sound is kept.
     Returns the clip; its frames are None if keep_frames is False.
     Raises: RequestError, MediaError, WeightsError, ResourceError.
     """
@@ -213,6 +213,8 @@ class _Upscale:
     def _refined(self, latent: mx.array) -> mx.array:
         plan, networks = self.plan, self.networks
         assert plan.prompt is not None
+        if plan.has_audio:
+            self.progress.note("the picture alone is refined; the sound stays as it is")
         grid = LatentShape(*latent.shape[1:4])
         check_video_shape(grid.pixels(plan.shape.fps, self.scale), two_stage=False, scale=self.scale)
         context = encode_text(

@@ -15,7 +15,7 @@ from mlx_ltx2.cli import options as opts
 @click.option("--output", "-o", default=None, help="File to write (default: beside the input, named -upscaled).")
 @click.option("--scale", type=float, default=None, help="2 (default) or 1.5, in both directions.")
 @click.option("--temporal", is_flag=True, help="Double the frame rate; without --scale, only that.")
-@click.option("--refine", is_flag=True, help="Run three denoising steps on the enlarged latents; needs --prompt.")
+@click.option("--refine", is_flag=True, help="Run three denoising steps on the enlarged picture; needs --prompt.")
 @click.option("--prompt", "-p", default=None, help="What is seen, for --refine.")
 @click.option("--seed", "-s", type=int, default=10, show_default=True, help="Of --refine's noise.")
 @click.option("--tiling", default="auto", show_default=True, help="Of the decoder, as for generate.")
@@ -34,7 +34,7 @@ def command(
     quiet: bool,
     **given: Any,
 ) -> None:
-    """Enlarge an image or a video; the sound is kept.
+    """Enlarge an image or a video; its sound is copied as it is, with --refine too.
 
     \b
     mlx-ltx2 upscale --input photo.png --output upscaled.png

@@ -85,6 +85,15 @@ def test_refining_follows_prompt_and_seed(tiny_model, tmp_path) -> None:
         assert not mx.array_equal(one.latents, different.latents)
 
 
+def test_refining_leaves_the_sound_and_says_so(video, tiny_model, run_cli, tmp_path) -> None:
+    out = tmp_path / "refined.mp4"
+    code, _, err = run_cli(
+        "upscale", "-i", video, "-o", out, "--model", tiny_model(), "--refine", "-p", "x", "--progress", "plain"
+    )
+    assert code == 0 and "the picture alone is refined; the sound stays as it is" in err, err
+    assert probe(out, count=True).frames == 10 and packets(out) == packets(video)
+
+
 @pytest.mark.parametrize("size", [(1, 32, 32), (9, 64, 96), (10, 33, 64), (16, 1, 70)])
 def test_what_is_filled_up_is_cut_away_again(size) -> None:
     frames = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
