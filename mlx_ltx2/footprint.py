@@ -329,12 +329,8 @@ class Walk:
     def _view(self, node: Node) -> list[np.ndarray] | None:
         """Views of the first input if the primitive only makes those."""
         if node.name in _RESHAPES:
-            source = self._views[node.inputs[0]].view()
-            try:
-                source.shape = node.outputs[0][1]
-            except AttributeError:
-                return None
-            return [source]
+            reshaped = _reshaped(self._views[node.inputs[0]], node.outputs[0][1])
+            return None if reshaped is None else [reshaped]
         if node.name == "AsType" and self.graph.shapes[node.inputs[0]][1] == node.outputs[0][2]:
             return [self._views[node.inputs[0]]]
         if node.name not in _VIEWS:
@@ -353,7 +349,9 @@ class Walk:
             return [source]
         if node.name == "View" and node.outputs[0][1] != source.shape:
             return [_contiguous(node.outputs[0][1])]
-        return [_reshaped(source, node.outputs[0][1])]
+        shape = node.outputs[0][1]
+        reshaped = _reshaped(source, shape)
+        return [_contiguous(shape) if reshaped is None else reshaped]
 
     def _split(self, source: np.ndarray, node: Node) -> list[np.ndarray]:
         axis = int(node.arguments[-1])
@@ -366,13 +364,43 @@ class Walk:
         return views
 
 
-def _reshaped(source: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    view = source.view()
-    try:
-        view.shape = shape
-    except AttributeError:
-        return _contiguous(shape)
-    return view
+def _reshaped(view: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The same memory under another shape, or None if that takes a copy.
+
+    numpy may not be asked: it copies before it refuses, and behind these views is no memory.
+    """
+    strides = _reshaped_strides(view.shape, view.strides, shape)
+    return None if strides is None else np.lib.stride_tricks.as_strided(view, shape, strides)
+
+
+def _reshaped_strides(old: Sequence[int], strides: Sequence[int], new: Sequence[int]) -> list[int] | None:
+    """Strides of `new` over the memory of `old`, axes of length 1 left out of account."""
+    axes = [(n, step) for n, step in zip(old, strides, strict=True) if n != 1]
+    result: list[int] = []
+    at = done = 0
+    while done < len(new):
+        if new[done] == 1 or at == len(axes):
+            result.append(0)  # an axis of one step, or an array without elements
+            done += 1
+            continue
+        inside, end = axes[at][0], at + 1
+        outside, stop = new[done], done + 1
+        while inside != outside:
+            if inside < outside and end < len(axes):
+                inside, end = inside * axes[end][0], end + 1
+            elif outside < inside and stop < len(new):
+                outside, stop = outside * new[stop], stop + 1
+            else:
+                return None
+        if any(axes[i][1] != axes[i + 1][0] * axes[i + 1][1] for i in range(at, end - 1)):
+            return None
+        step, made = axes[end - 1][1], []
+        for length in reversed(new[done:stop]):
+            made.append(step)
+            step *= length
+        result += made[::-1]
+        at, done = end, stop
+    return result
 
 
 def _order(outputs: Sequence[str], makers: dict[str, Node]) -> list[Node]:

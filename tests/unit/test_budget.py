@@ -181,6 +181,16 @@ def test_footprint_counts_buffers_donations_and_views(width):
     assert found.result == width * 4
 
 
+def test_footprint_of_arrays_larger_than_any_memory():
+    x = mx.zeros((1 << 21, 1 << 20))
+
+    def turned(x: mx.array) -> mx.array:
+        return x[:, :256].T.reshape(-1)  # cannot be a view
+
+    found = footprint(turned, x, device=mx.Device(mx.cpu))
+    assert found.peak == found.result == (1 << 21) * 256 * 4
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("12GB", 12e9), ("800 MB", 8e8), ("2GiB", 2**31), ("1.5g", 1.5e9), ("1000", 1000)]
 )
