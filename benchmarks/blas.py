@@ -2,12 +2,15 @@
 
 The CPU wheel multiplies through a reference BLAS at about 4 GFLOP/s. A preloaded OpenBLAS brings it to 100 and more:
 the system's (Debian: libopenblas0), or the one inside the numpy wheel behind a small shim that gcc compiles on the fly.
+
+    eval "$(python -m benchmarks.blas)"     # for what follows in this shell
 """
 
 from __future__ import annotations
 
 import ctypes.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,20 +34,26 @@ def blas_name() -> str:
     return os.environ.get(_MARK, "the wheel's own")
 
 
+def settings() -> dict[str, str]:
+    """Environment variables of a process with a preloaded OpenBLAS and one thread; empty where there is none."""
+    found = None if sys.platform == "darwin" else _system() or _shim()
+    if found is None:
+        return {}
+    library, name = found
+    return {"LD_PRELOAD": library, _MARK: name, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
 def with_fast_blas() -> None:
-    """Start this program again with an OpenBLAS preloaded and one thread; returns if that is so, or on macOS.
+    """Start this program again with `settings`; returns if that is so, or on macOS.
 
     Raises: SystemExit if there is no OpenBLAS to preload.
     """
     if sys.platform == "darwin" or _MARK in os.environ:
         return
-    found = _system() or _shim()
-    if found is None:
+    found = settings()
+    if not found:
         sys.exit("no OpenBLAS found: install libopenblas0, or gcc and a numpy wheel")
-    library, name = found
-    environment = {**os.environ, "LD_PRELOAD": library, _MARK: name}
-    environment.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **found})
 
 
 def _system() -> tuple[str, str] | None:
@@ -65,3 +74,8 @@ def _shim() -> tuple[str, str] | None:
     link = [str(libraries[0]), f"-Wl,-rpath,{libraries[0].parent}"]
     subprocess.run([compiler, "-O2", "-shared", "-fPIC", str(source), "-o", str(library), *link], check=True)
     return str(library), f"numpy {numpy.__version__}'s OpenBLAS"
+
+
+if __name__ == "__main__":
+    for key, value in settings().items():
+        print(f"export {key}={shlex.quote(value)}")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 
 from mlx_ltx2 import LTX2Pipeline
@@ -42,7 +43,9 @@ class Studio:
     def pipeline(self, variant: str = "distilled", quantize: int | None = None) -> LTX2Pipeline:
         key = (variant, quantize)
         if key not in self._pipelines:
-            self._pipelines[key] = LTX2Pipeline.from_pretrained("demo", variant=variant, quantize=quantize)
+            self._pipelines[key] = LTX2Pipeline.from_pretrained(
+                "demo", variant=variant, quantize=quantize, dtype=mx.float32
+            )
         return self._pipelines[key]
 
     def ask(self, name: str, variant: str = "distilled", quantize: int | None = None, **options: Any) -> list[Clip]:

@@ -20,6 +20,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from benchmarks.blas import with_fast_blas
 from mlx_ltx2 import load_component
 from mlx_ltx2.demo import trained
 from mlx_ltx2.diffusion.tiles import TileSize, decode_plan, encode_plan, run_tiles
@@ -253,6 +254,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40, help="captions")
     parser.add_argument("--json", type=Path, help="write the lines here too")
     given = parser.parse_args()
+    with_fast_blas()
     if not trained.is_packed():
         raise SystemExit("the demo's weights are not packed; there is nothing to judge")
     begun, lines = time.perf_counter(), []
