@@ -47,7 +47,6 @@ def parts(out: Path) -> list[Part]:
         Part("outlines", "lora", ("outlines",), 250),
         Part("export", "export", ("--restore", restored)),
         Part("verify", "verify", (restored,)),
-        Part("evaluate", "evaluate", (restored,)),
     ]
 
 

@@ -16,6 +16,7 @@ ALONE = ("picture", "sound", "retake", "variety", "tiles")
 """Rows that need few clips."""
 
 
+@pytest.mark.slow
 def test_a_red_circle_moving_right() -> None:
     """What the README's first command shows, and what one hears."""
     clip = LTX2Pipeline.from_pretrained("demo")("a red circle moving right")
