@@ -42,9 +42,9 @@ def parts(out: Path) -> list[Part]:
         Part("vocoder", "audio", ("vocoder",), 2000),
         Part("latents", "latents"),
         Part("denoiser", "flow", (), 4000),
-        Part("upsampler", "upsampler", (), 1200),
+        Part("upsampler", "upsampler", (), 6000),
         Part("distilled", "lora", ("distilled",), 400),
-        Part("outlines", "lora", ("outlines",), 250),
+        Part("outlines", "lora", ("outlines",), 600),
         Part("export", "export", ("--restore", restored)),
         Part("verify", "verify", (restored,)),
     ]

@@ -20,7 +20,7 @@ TEXTS = (
     "a blue square bouncing",
     "a yellow star growing on a navy background",
     "a green triangle moving in a circle",
-    "a purple square on the left rising and a white circle on the right sinking",
+    "a red circle on the left standing still and a cyan square on the right bouncing",
 )
 RETAKEN = (0.7, 1.4)  # seconds
 
