@@ -6,11 +6,14 @@ A phase materialises what it needs, runs, and frees it. Peaks are read from MLX'
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import mlx.core as mx
@@ -58,6 +61,59 @@ def parse_bytes(text: str) -> int:
         raise RequestError(f"{text!r} is no amount of memory; write 12GB, 800MB or a number of bytes.")
     power = " kmgt".index(found[2].lower() or " ")
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+
+
+SHORT_SHARE = 0.05
+"""Of the machine's memory: with less than this available, Linux is about to swap or to kill."""
+
+_DARWIN_WARNING = 2
+"""kern.memorystatus_vm_pressure_level: 1 normal, 2 warning, 4 critical."""
+
+
+def memory_is_short() -> bool:
+    """Whether the system says that memory runs short; False where it does not say."""
+    if sys.platform == "darwin":
+        return _darwin_pressure() >= _DARWIN_WARNING
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available, total = (int(lines[name].split()[0]) for name in ("MemAvailable", "MemTotal"))
+    except (OSError, KeyError, ValueError):
+        return False
+    return available < SHORT_SHARE * total
+
+
+def _darwin_pressure() -> int:
+    level = ctypes.c_int(0)
+    size = ctypes.c_size_t(ctypes.sizeof(level))
+    system = ctypes.CDLL(None)
+    failed = system.sysctlbyname(
+        b"kern.memorystatus_vm_pressure_level", ctypes.byref(level), ctypes.byref(size), None, ctypes.c_size_t(0)
+    )
+    return 0 if failed else level.value
+
+
+class PressureWatch:
+    """Asked between steps; once memory runs short, MLX's cache is emptied and kept empty for the rest of the run.
+
+    short: the reading, a seam for tests. say: is told once. Used inside `limits`, which restores the cache.
+    """
+
+    def __init__(self, short: Callable[[], bool] = memory_is_short, say: Callable[[str], None] = lambda text: None):
+        self._short = short
+        self._say = say
+        self.seen = False
+
+    def __call__(self) -> bool:
+        """True from the first reading on that says that memory is short."""
+        if not self.seen and self._short():
+            self.seen = True
+            mx.set_cache_limit(0)
+            release()
+            self._say(
+                "memory is running short on this machine: MLX's cache is emptied and every block is evaluated by "
+                "itself from now on. The result is the same; closing other programs helps."
+            )
+        return self.seen
 
 
 def release() -> None:

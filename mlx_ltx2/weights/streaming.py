@@ -12,6 +12,7 @@ A file's lazy array keeps its data once it was evaluated, so every reading makes
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +73,8 @@ class BlockStream:
     """Blocks in their order, sweep after sweep: the first `resident` stay, the others come from the reader.
 
     blocks: modules with the right shapes. names: per block, name in the network -> name in the block. loaded, dropped:
-    called with a block's number once its stored weights are in place, and before they go.
+    called with a block's number once its stored weights are in place, and before they go. waited_seconds: for weights
+    that were not there yet when their turn came.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class BlockStream:
         self._names = names
         self._loaded = loaded
         self._dropped = dropped
+        self.waited_seconds = 0.0
         self._zeros: dict[mx.Dtype, mx.array] = {}
         for index in range(len(blocks)):
             self._clear(index)
@@ -123,7 +126,7 @@ class BlockStream:
             if index < self.resident:
                 yield index, block
                 continue
-            self._fill(index, ahead)
+            self._fill(index, self._there(ahead))
             ahead = self._start(index + 1)
             try:
                 yield index, block
@@ -140,6 +143,13 @@ class BlockStream:
             return []
         arrays = self._read(index)
         mx.async_eval([array for _, array in arrays])
+        return arrays
+
+    def _there(self, arrays: list[tuple[str, mx.array]]) -> list[tuple[str, mx.array]]:
+        """The arrays once they have been read; nothing can be computed before, and the wait is counted."""
+        start = time.perf_counter()
+        mx.eval([array for _, array in arrays])
+        self.waited_seconds += time.perf_counter() - start
         return arrays
 
     def _fill(self, index: int, arrays: list[tuple[str, mx.array]]) -> None:
@@ -208,7 +218,7 @@ class StreamedTransformer:
 class PacedTransformer:
     """A resident transformer that is evaluated every few blocks, so that no command buffer takes long.
 
-    every: blocks per evaluation.
+    every: blocks per evaluation, 0 for whole passes; it may change between two passes.
     """
 
     def __init__(self, network: Transformer, every: int):
@@ -240,10 +250,15 @@ class PacedTransformer:
         """As `Transformer.__call__`."""
 
         def between(index: int, tokens: Tokens) -> None:
-            if (index + 1) % self.every == 0:
+            if self.every and (index + 1) % self.every == 0:
                 mx.eval(tokens)
 
         return self.network(video, audio, rope=rope, perturbations=perturbations, between_blocks=between)
+
+
+def waited_seconds(network: Any) -> float:
+    """Seconds that a transformer has waited for its weights so far; 0 for one in memory."""
+    return network.blocks.waited_seconds if isinstance(network, StreamedTransformer) else 0.0
 
 
 def _evaluated(tokens: Tokens) -> Tokens:
