@@ -28,6 +28,7 @@ from mlx_ltx2.stages.source import facts, same_file
 from mlx_ltx2.stages.write import Clip, copy_track, stream_clip
 from mlx_ltx2.states import DenoisedPair, Waveform
 from mlx_ltx2.version import VERSION
+from mlx_ltx2.weights.embedding_cache import EmbeddingCache
 from mlx_ltx2.weights.networks import Networks
 
 DEFAULT_MODEL = "Lightricks/LTX-2.3"
@@ -140,9 +141,17 @@ class LTX2Pipeline:
     def plan_memory(self, plan: Plan, *, contexts_given: bool = False) -> MemoryPlan:
         """What the plan's phases will need, and what is streamed so that they fit. Touches no weights.
 
+        Prompts whose embeddings are kept on disk need no text encoder.
         Raises: ResourceError if they do not fit.
         """
-        return plan_memory(plan, self.networks, self.memory, contexts_given=contexts_given)
+        known = self._kept_prompts() if self.prompt_cache and not contexts_given else ()
+        return plan_memory(plan, self.networks, self.memory, contexts_given=contexts_given, known=known)
+
+    def _kept_prompts(self) -> EmbeddingCache | tuple[()]:
+        """Embeddings of this model's text encoder on disk; none where it has no encoder."""
+        if not self.networks.has_text_encoder():
+            return ()
+        return self.networks.embedding_cache(prompt_folder())
 
     def __call__(
         self,

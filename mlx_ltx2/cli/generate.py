@@ -98,9 +98,10 @@ def run(given: dict[str, Any]) -> None:
 
 
 def summary(clip: Any) -> str:
-    """One line about what was written and the highest use of memory."""
+    """One line about what was written and the highest use of memory, beside what the plan said."""
     shape = clip.plan.shape
     size = f"{shape.width}x{shape.height}, {shape.frames} frames, " if clip.plan.video_out else ""
     sound = f", sound at {clip.audio.rate_hz / 1000:g} kHz" if clip.audio is not None else ", no sound"
-    peak = max(clip.peaks.values(), default=0)
-    return f"wrote {clip.path}: {size}{shape.seconds:.2f} s{sound}; peak memory {peak / 1e9:.2f} GB"
+    peak, predicted = (max(sizes.values(), default=0) for sizes in (clip.peaks, clip.plan.memory["phases"]))
+    memory = f"peak memory {peak / 1e9:.2f} GB, {predicted / 1e9:.2f} GB predicted"
+    return f"wrote {clip.path}: {size}{shape.seconds:.2f} s{sound}; {memory}"

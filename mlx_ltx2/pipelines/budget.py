@@ -6,7 +6,8 @@ counted in `needs`; what does not fit whole is read from disk block by block.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,12 @@ LONG_SEQUENCE = 4096
 
 PACE = 4
 """Blocks per evaluation then."""
+
+TIGHT = 0.8
+"""Share of the budget from which on every block is evaluated by itself."""
+
+ROOM_FOR_TEXT = 0.8
+"""Share of the budget up to which the text's keys and values are kept: they must not make a run tight."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,8 @@ class MemoryPlan:
     resident_layers: blocks of the transformer and layers of the text encoder that stay; None = all. evaluate_every:
     blocks per evaluation of a resident transformer, 0 = whole passes. step_reads: bytes that a step reads from disk.
     decode_budget: bytes that the video decoder may use beside its weights. reload: the transformer makes room for the
-    upsampler even if the next stage needs it again.
+    upsampler even if the next stage needs it again. text_cache: stages that keep the text's keys and values of all
+    blocks from step to step, which saves work where there is room.
     """
 
     budget: int
@@ -58,6 +66,7 @@ class MemoryPlan:
     step_reads: int = 0
     decode_budget: int | None = None
     reload: bool = False
+    text_cache: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -78,42 +87,89 @@ class MemoryPlan:
                 f"          transformer streamed: {self.resident_blocks} blocks stay, "
                 f"{gigabytes(self.step_reads)} read per evaluation"
             )
+            lines.append(f"          {reading_cost(self.step_reads)}")
         if self.resident_layers is not None:
             lines.append(f"          text encoder streamed: {self.resident_layers} layers stay")
         if self.evaluate_every:
             lines.append(f"          evaluated every {self.evaluate_every} blocks")
+        if self.text_cache:
+            lines.append(f"          text keys and values kept in {', '.join(self.text_cache)}")
         return lines
+
+
+DISKS = (1e9, 5e9)
+"""Bytes per second of an external and of a built-in disk."""
+
+
+def reading_cost(size: int) -> str:
+    """What streaming costs in time."""
+    times = " or ".join(f"{size / rate:.2g} s from a disk of {rate / 1e9:g} GB/s" for rate in DISKS)
+    return f"that takes {times}; what an evaluation takes longer than that hides it, the rest is waited for"
 
 
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
+def _at_least(size: int) -> str:
+    """As `gigabytes`, rounded up, so that it is enough when it is given back."""
+    unit = 1e7 if size >= 1e8 else 1e4
+    return gigabytes(int(math.ceil(size / unit) * unit))
+
+
 def plan_memory(
-    plan: Plan, networks: Networks, options: MemoryOptions | None = None, *, contexts_given: bool = False
+    plan: Plan,
+    networks: Networks,
+    options: MemoryOptions | None = None,
+    *,
+    contexts_given: bool = False,
+    known: Container[str] = (),
 ) -> MemoryPlan:
     """Choose what stays and what is streamed, and predict every phase.
 
-    contexts_given: the text stage is left out.
+    contexts_given: the text stage is left out. known: prompts whose contexts are kept, which need no text encoder.
     Raises: ResourceError that names every phase that does not fit and the smallest budget that would do.
     """
     options = options or MemoryOptions()
     budget = options.limit or default_budget()
-    needs = Needs(plan, networks)
-    faults: list[tuple[str, int]] = []
+    needs = Needs(plan, networks, known)
+    encodes = not contexts_given and (needs.encodes or plan.enhance is not None)
+    memory = _within(budget, needs, options, encodes)
+    faults = [(name, size) for name, size in memory.phases.items() if size > budget]
+    if faults:
+        _refuse(faults, budget, _smallest(memory.peak, needs, options, encodes))
+    return memory
+
+
+def _smallest(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) -> int:
+    """A budget that works: what fits into more memory may be decoded in larger pieces, so it is tried."""
+    for _ in range(8):
+        memory = _within(budget, needs, options, encodes)
+        if memory.peak <= budget:
+            break
+        budget = memory.peak
+    return budget
+
+
+def _within(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) -> MemoryPlan:
+    """The plan for a budget, whether it fits or not."""
+    plan = needs.plan
     phases: dict[str, int] = {}
-    layers = blocks = None
-    if not contexts_given:
-        layers = _choose(needs.text_stack, needs.text_room, budget, options, None if plan.enhance else 0)
+    layers = None
+    if encodes:
+        if plan.enhance is None:  # a language model that reads its layers anew for every token would take hours
+            layers = _choose(needs.text_stack, needs.text_room, budget, options, 0)
+        else:
+            phases["enhance prompt"] = needs.enhance()
         phases["text encoder"] = needs.text(layers)
         phases["text projections"] = needs.projections()
     phases |= needs.encoders()
     stacks = [needs.transformer(stage) for stage in plan.stages]
     rooms = [needs.denoise(number) for number in range(len(plan.stages))]
     chosen = [_choose(s, r, budget, options, options.resident_blocks) for s, r in zip(stacks, rooms, strict=True)]
-    if any(kept is not None for kept in chosen):
-        blocks = min(kept for kept in chosen if kept is not None)
+    blocks = min((kept for kept in chosen if kept is not None), default=None)
     reload = False
+    text_cache = []
     for number, stage in enumerate(plan.stages):
         if stage.upsample:
             shared = transformer_key(stage) == transformer_key(plan.stages[number - 1])
@@ -121,27 +177,26 @@ def plan_memory(
             need = needs.upsample(number, 0)
             reload = reload or need + kept > budget
             phases["upsample"] = max(phases.get("upsample", 0), need + (0 if reload else kept))
-        phases[f"denoise {stage.name}"] = stacks[number].with_resident(blocks) + rooms[number]
-    decode = needs.decode_video(budget)
-    phases |= decode | needs.decode_audio()
-    for name, size in phases.items():
-        if size > budget:
-            faults.append((name, size))
-    if faults:
-        _refuse(faults, budget)
+        size = stacks[number].with_resident(blocks) + rooms[number]
+        text = needs.kept_text(number)
+        if blocks is None and 0 < text <= ROOM_FOR_TEXT * budget - size:
+            text_cache.append(stage.name)
+            size += text
+        phases[f"denoise {stage.name}"] = size
+    phases |= needs.decode_video(budget) | needs.decode_audio()
     longest = max((needs.tokens(number) for number in range(len(plan.stages))), default=0)
-    tight = blocks is None and max((phases[f"denoise {s.name}"] for s in plan.stages), default=0) > 0.8 * budget
-    paced = 0 if blocks is not None else 1 if tight else PACE if longest > LONG_SEQUENCE else 0
+    tight = blocks is None and max((phases[f"denoise {s.name}"] for s in plan.stages), default=0) > TIGHT * budget
     return MemoryPlan(
         budget=budget,
         components=needs.components(),
         phases=phases,
         resident_blocks=blocks,
         resident_layers=layers,
-        evaluate_every=paced,
+        evaluate_every=0 if blocks is not None else 1 if tight else PACE if longest > LONG_SEQUENCE else 0,
         step_reads=0 if blocks is None else max((s.count - blocks) * s.block for s in stacks),
         reload=reload,
         decode_budget=None if options.limit is None else max(0, budget - needs.bytes_of("video_decoder")),
+        text_cache=tuple(text_cache),
     )
 
 
@@ -163,11 +218,10 @@ def _choose(stack: Stack, room: int, budget: int, options: MemoryOptions, asked:
     return min(most, 1) if options.streamed else most
 
 
-def _refuse(faults: Sequence[tuple[str, int]], budget: int) -> None:
+def _refuse(faults: Sequence[tuple[str, int]], budget: int, smallest: int) -> None:
     reasons = "; ".join(f"{name} needs {gigabytes(size)}" for name, size in faults)
-    smallest = max(size for _, size in faults)
     raise ResourceError(
         f"this does not fit into {gigabytes(budget)}: {reasons}. The smallest budget that works for it is "
-        f"{gigabytes(smallest)}; make the clip smaller or shorter, use a model of fewer bits, add --low-memory, or "
+        f"{_at_least(smallest)}; make the clip smaller or shorter, use a model of fewer bits, add --low-memory, or "
         "raise --memory-limit."
     )

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 
 from mlx_ltx2.diffusion.state import audio_state, conditioned, video_state
-from mlx_ltx2.diffusion.tiles import Tile
+from mlx_ltx2.diffusion.tiles import DEFAULT_TILES, Tile, encode_plan
 from mlx_ltx2.footprint import Footprint
 from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
+from mlx_ltx2.models.transformer import text_bytes
 from mlx_ltx2.models.video_vae.streaming import streaming_decode_bytes
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.pipelines.traced import (
     Stack,
     component_footprint,
+    enhance_room,
     pass_footprint,
     stream_shape,
     text_needs,
@@ -24,6 +27,7 @@ from mlx_ltx2.pipelines.traced import (
     typed_network,
     weight_bytes,
 )
+from mlx_ltx2.shapes import LatentShape
 from mlx_ltx2.stages.decode_video import decode_way
 from mlx_ltx2.stages.encode_media import Media
 from mlx_ltx2.stages.plan import Sizes, StagePlan
@@ -36,16 +40,22 @@ FEW_CHUNKS = 2
 
 
 class Needs:
-    """Bytes of a plan's phases."""
+    """Bytes of a plan's phases. known: prompts whose contexts are kept and need no encoder. encodes: whether others are
+    left."""
 
-    def __init__(self, plan: Plan, networks: Networks):
+    def __init__(self, plan: Plan, networks: Networks, known: Container[str] = ()):
         self.plan = plan
         self.networks = networks
         self.traits = networks.traits
         self._components: dict[str, int] = {}
         self.dtype = self._transformer_dtype()
-        info = networks.check_text_encoder() if networks.has_text_encoder() else None
-        self._text = None if info is None else text_needs(str(networks.text_folder()), self._prompts())
+        unwritten = plan.prompt if plan.enhance and plan.enhanced_prompt is None else None  # not known yet
+        missing = tuple(p for p in self._prompts() if p == unwritten or p not in known)
+        self.encodes = bool(missing)
+        self._text = None
+        if missing and networks.has_text_encoder():
+            networks.check_text_encoder()
+            self._text = text_needs(str(networks.text_folder()), missing)
 
     def components(self) -> dict[str, int]:
         if self._text is not None:
@@ -89,6 +99,15 @@ class Needs:
             return stack.whole + self._text.room
         return replace(stack, around=stack.around - self._text.embedding).with_resident(layers) + self._text.room
 
+    def enhance(self) -> int:
+        """Of the language model that writes the prompt out; it is not streamed."""
+        wish = self.plan.enhance
+        if self._text is None or wish is None:
+            return 0
+        folder = str(self.networks.text_folder())
+        room = enhance_room(folder, self.plan.prompt, wish.image is not None, wish.max_tokens)
+        return self._text.stack.whole + room
+
     def projections(self) -> int:
         if self._text is None:
             return 0
@@ -109,26 +128,53 @@ class Needs:
 
     def encoders(self) -> dict[str, int]:
         found: dict[str, int] = {}
-        pixels = []
+        pixels: list[tuple[int, ...]] = []
         for stage in self.plan.stages:
             shape = stage.shape
             pixels += [(1, 1, shape.height, shape.width, 3) for _ in stage.images]
             for use in stage.references:
                 frames = (shape.frames - 1) // use.temporal_scale // 8 * 8 + 1
                 pixels.append((1, frames, shape.height // use.downscale, shape.width // use.downscale, 3))
+        pixels += self._source_tiles()
+        held = self.contexts() + self._media_bytes()
         if pixels:
-            held = self._media_bytes()
             runs = [self._run("video_encoder", shape, mx.float32) for shape in dict.fromkeys(pixels)]
             sizes = [math.prod(shape) * 4 for shape in dict.fromkeys(pixels)]
             peak = max(run.peak + size for run, size in zip(runs, sizes, strict=True))
-            found["encode media"] = self.bytes_of("video_encoder") + self.contexts() + held + peak
+            found["encode media"] = self.bytes_of("video_encoder") + held + peak
+        if any(s.audio and s.audio.start == "input" for s in self.plan.stages):
+            found["encode audio"] = held + self._encode_audio()
+        return found
+
+    def _encode_audio(self) -> int:
+        scale = self.traits.audio_scale
+        count = Sizes.of(self.plan.shape, self.traits.video_scale, scale).audio_latents
+        samples = (1, count * scale.downsample * scale.hop_length, 2)
+        run = self._run("audio_encoder", samples, mx.float32)
+        return self.bytes_of("audio_encoder") + math.prod(samples) * 4 + run.peak
+
+    def _source_shapes(self) -> list[LatentShape]:
+        """Of the source clip's latents, for every stage that wants them."""
+        use = self.plan.video_input
+        wanting = [s for s in self.plan.stages if s.video is not None and s.video.start in ("input", "joined")]
+        if use is None:
+            return []
+        return [replace(stage.shape, frames=use.frames).latent(self.traits.video_scale) for stage in wanting]
+
+    def _source_tiles(self) -> list[tuple[int, ...]]:
+        """Pixels that the encoder sees at a time."""
+        found: list[tuple[int, ...]] = []
+        for shape in self._source_shapes():
+            for tiles in encode_plan(shape, DEFAULT_TILES, self.traits.video_scale).groups():
+                found += [(1, *(s.stop - s.start for s in tile.source), 3) for tile in tiles]
         return found
 
     def _media_bytes(self) -> int:
         media = [self._media(number) for number in range(len(self.plan.stages))]
         arrays = [latent for m in media for uses in m.images.values() for _, latent in uses]
         arrays += [latent for m in media for uses in m.references.values() for _, latent, _ in uses]
-        return sum(array.nbytes for array in arrays)
+        sources = sum(shape.tokens for shape in self._source_shapes()) * self.traits.latent_channels * self.dtype.size
+        return sum(array.nbytes for array in arrays) + sources
 
     def _media(self, number: int) -> Media:
         """Conditioning latents of a stage, without data."""
@@ -203,6 +249,22 @@ class Needs:
         held = self._media_bytes() + self.contexts() + 2 * latents + floats
         earlier = (passes - at_once) * latents
         return held + max(run.peak + earlier, tables + 3 * passes * floats)
+
+    def kept_text(self, number: int) -> int:
+        """Bytes of the text's keys and values of all blocks, if keeping them for a stage saves work; else 0.
+
+        LTX-2 computes them once per prompt then; LTX-2.3 once per noise level and prompt, which pays where passes share
+        a prompt. One block's are counted among what a pass needs already.
+        """
+        stage = self.plan.stages[number]
+        streams = (stage.video is not None, stage.audio is not None)
+        network, stack, _, _ = transformer_parts(str(self.networks.model.path), self.networks.dtype, *streams)
+        passes = stage.passes
+        prompts = 1 + ("uncond" in passes)
+        if network.config.modulated_text and len(passes) == prompts:
+            return 0
+        whole = text_bytes(network.config, CONTEXT_TOKENS, 1, self.dtype.size)
+        return prompts * whole - whole // stack.count
 
     # the rest
 

@@ -13,7 +13,15 @@ import numpy as np
 from mlx_ltx2.diffusion.loop import OnStep
 from mlx_ltx2.diffusion.noise import NoiseKey, NoiseSource
 from mlx_ltx2.diffusion.state import StatePair, audio_state, result_audio, result_video, video_state
-from mlx_ltx2.memory import PeakReport, Resident, default_budget, materialised, phase
+from mlx_ltx2.memory import (
+    PeakReport,
+    PressureWatch,
+    Resident,
+    default_budget,
+    materialised,
+    memory_is_short,
+    phase,
+)
 from mlx_ltx2.pipelines.budget import MemoryPlan, transformer_key
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.progress import Progress, SilentProgress
@@ -33,8 +41,11 @@ from mlx_ltx2.stages.write import Clip
 from mlx_ltx2.states import DenoisedPair, TextContext, Waveform
 from mlx_ltx2.weights.embedding_cache import EmbeddingCache
 from mlx_ltx2.weights.networks import Networks
-from mlx_ltx2.weights.streaming import PacedTransformer
+from mlx_ltx2.weights.streaming import PacedTransformer, StreamedTransformer, waited_seconds
 from mlx_ltx2.weights.upsampler_file import check_upsampler_file
+
+WORTH_SAYING_S = 1.0
+"""Seconds of waiting for the disk in a stage."""
 
 StepCallback = Callable[[str, int, int], None]
 """(stage name, steps done, steps in all); an exception it raises ends the run."""
@@ -47,6 +58,7 @@ class Session:
     noise: stage number -> arrays that replace drawn noise (see `NoiseSource`). contexts: text contexts (positive,
     negative) that replace the text stage. source: a clip of an earlier run that is the plan's source, so that no
     file is read and no latents are encoded again. prompt_cache: where text contexts are looked up and kept.
+    memory_is_short: what the system says of its memory, asked after every step.
     """
 
     progress: Progress = field(default_factory=SilentProgress)
@@ -57,6 +69,7 @@ class Session:
     source: Clip | None = None
     memory: MemoryPlan | None = None
     prompt_cache: EmbeddingCache | None = None
+    memory_is_short: Callable[[], bool] = memory_is_short
 
 
 def required_components(plan: Plan) -> tuple[str, ...]:
@@ -88,6 +101,7 @@ class Run:
         self.session = session
         self.traits = networks.traits
         self.memory = session.memory or MemoryPlan(default_budget())
+        self.pressure = PressureWatch(session.memory_is_short, session.progress.note)
         self.source = None if plan.video_input is None else self._opened(plan.video_input)
         check_media(plan.stages)
         for stage in plan.stages:
@@ -249,9 +263,16 @@ class Run:
         ):
             network = transformer()
             states = self._started(number, media, previous, noise, network.dtype)
-            on_step = self._on_step(stage, advance)
-            states = denoise(network, states, guided, stage.sigmas, stage.sampler, noise, on_step)
-            del network
+            on_step = self._on_step(stage, advance, network)
+            text_cache = stage.name in self.memory.text_cache
+            waited = waited_seconds(network)
+            states = denoise(
+                network, states, guided, stage.sigmas, stage.sampler, noise, on_step, text_cache=text_cache
+            )
+            waited = waited_seconds(network) - waited
+            if waited >= WORTH_SAYING_S:
+                session.progress.note(f"{stage.name}: {waited:.1f} s were spent waiting for weights from the disk")
+            del network, on_step
             return self._results(states, stage)
 
     def _started(
@@ -315,11 +336,13 @@ class Run:
                 refuse_non_finite(latent, f"the transformer (stage {stage.name!r})")
         return video, audio
 
-    def _on_step(self, stage: StagePlan, advance: Callable[[int], None]) -> OnStep:
+    def _on_step(self, stage: StagePlan, advance: Callable[[int], None], network: Any) -> OnStep:
         callback = self.session.callback
 
         def on_step(done: int, total: int, states: StatePair) -> None:
             advance(1)
+            if self.pressure() and isinstance(network, PacedTransformer):
+                network.every = 1  # a streamed one is evaluated block by block anyway
             if callback is not None:
                 callback(stage.name, done, total)
 
@@ -349,7 +372,7 @@ class _Transformers:
         network = self._networks.load_transformer(
             video=key[0], audio=key[1], loras=key[2], say=self._say, resident_blocks=blocks
         )
-        return PacedTransformer(materialised(network), every) if every else network
+        return network if isinstance(network, StreamedTransformer) else PacedTransformer(materialised(network), every)
 
     def free(self) -> None:
         if self._resident is not None:

@@ -19,11 +19,13 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from mlx_ltx2.footprint import Footprint, UntraceableError, footprint
+from mlx_ltx2.models.audio_vae import log_mel
 from mlx_ltx2.models.text.gemma import hidden_states
 from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
 from mlx_ltx2.models.transformer import Transformer
 from mlx_ltx2.models.video_vae.streaming import stream_decode
 from mlx_ltx2.stages.decode_video import to_uint8
+from mlx_ltx2.stages.enhance import IMAGE_TO_VIDEO, PREFILL_TOKENS, TEXT_TO_VIDEO
 from mlx_ltx2.states import LatentState, Modality
 from mlx_ltx2.weights.index import ModelFolder
 from mlx_ltx2.weights.load import bare_component
@@ -152,15 +154,15 @@ def network_footprint(module: nn.Module, call: Callable[..., Any], *inputs: mx.a
 def component_footprint(
     path: str, name: str, cast: mx.Dtype | None, shape: tuple[int, ...], dtype: mx.Dtype, extra: tuple[Any, ...]
 ) -> Footprint:
-    """Of a component on one array. extra: (("only", stream),) for the text projections, (("chunk", frames),) for the
-    video decoder."""
+    """Of a component on one array, samples (1, N, 2) for the audio encoder. extra: (("only", stream),) for the text
+    projections, (("chunk", frames),) for the video decoder."""
     module, _ = typed_network(path, name, cast)
     options = dict(extra)
 
     def call(evaluate: Callable[..., None], module: Any, x: mx.array) -> Any:
         if name == "video_decoder":
             return _decoded(evaluate, module, x, options["chunk"])
-        result = module(x)
+        result = module(log_mel(x, module.config) if name == "audio_encoder" else x)
         return getattr(result, options["only"]) if "only" in options else result
 
     return network_footprint(module, call, mx.zeros(shape, dtype))
@@ -236,6 +238,39 @@ def _modality(stream: StreamShape, axes: int, latent: mx.array, context: mx.arra
         runs=stream.runs if len(stream.runs) > 1 else None,
         attention_mask=mask,
     )
+
+
+@lru_cache(maxsize=16)
+def enhance_room(folder: str, prompt: str, from_image: bool, new_tokens: int) -> int:
+    """Highest use of a text encoder beside its weights while it writes a prompt out: keys, values, one part's pass."""
+    bare: Any
+    bare, places, tokenizer = bare_text_encoder(folder)
+    types = {n: mx.bfloat16 if info.dtype == "F16" else _DTYPES[info.dtype] for n, (_, _, info) in places.items()}
+    _give_types(bare, types, None)
+    turn = tokenizer.chat(IMAGE_TO_VIDEO if from_image else TEXT_TO_VIDEO, f"user prompt: {prompt.strip()}")
+    args, count = bare.args, len(turn) - 1
+    caches = bare.make_cache()
+    some = min(len(caches), args.sliding_window_pattern + 1)  # each kind of layer, and one after the global one
+    bare.model.layers = bare.model.layers[:some]
+
+    def read(evaluate: Callable[..., None], model: Any, ids: mx.array) -> Any:
+        mine = model.make_cache()[:some]
+        for start in range(0, count, PREFILL_TOKENS):
+            model(ids[:, start : start + PREFILL_TOKENS], cache=mine)
+            evaluate([cache.state for cache in mine])
+        return [cache.state for cache in mine]
+
+    run = network_footprint(bare, read, mx.zeros((1, count), mx.int32))
+    row = 2 * args.num_key_value_heads * args.head_dim * bare.model.norm.weight.dtype.size
+
+    def kept(cache: Any, tokens: int) -> int:
+        rows = -(-tokens // cache.step) * cache.step
+        window = getattr(cache, "max_size", None)  # of layers that look back only so far
+        return row * (rows if window is None else min(rows, window + PREFILL_TOKENS - 1))
+
+    others = sum(kept(cache, len(turn) + new_tokens) for cache in caches[some:])
+    longer = sum(kept(cache, len(turn) + new_tokens) - kept(cache, count) for cache in caches[:some])
+    return run.peak + others + longer
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ noises, and when. Put spoken words in double quotes with the speaker's manner an
 Do not describe looks, places or people that the idea does not name, since the image shows them. One shot, no cuts, no \
 titles, no lists, no comments. Begin with the movement at once."""
 
-_PREFILL_TOKENS = 256
+PREFILL_TOKENS = 256
+"""Tokens of the turn that are read at a time."""
+
 _PLAIN = str.maketrans(
     {
         "\u2018": "'", "\u2019": "'", "\u201a": "'", "\u201b": "'", "\u201c": '"', "\u201d": '"', "\u201e": '"',
@@ -98,8 +100,8 @@ def _sampled(encoder: TextEncoder, prompt: tuple[int, ...], temperature: float, 
     model: Any = encoder.model
     cache = model.make_cache()
     ends = {encoder.tokenizer.end_of_turn_id, *_single(encoder.tokenizer.encode_text("<eos>"))}
-    for start in range(0, len(prompt) - 1, _PREFILL_TOKENS):
-        part = prompt[start : min(start + _PREFILL_TOKENS, len(prompt) - 1)]
+    for start in range(0, len(prompt) - 1, PREFILL_TOKENS):
+        part = prompt[start : min(start + PREFILL_TOKENS, len(prompt) - 1)]
         model(mx.array([part], dtype=mx.int32), cache=cache)
         mx.eval([layer.state for layer in cache])
     last = prompt[-1]

@@ -64,6 +64,10 @@ class EmbeddingCache:
         name = hashlib.sha256(f"{FORMAT}\0{self.identity}\0{prompt}".encode()).hexdigest()
         return self.folder / f"{name}.safetensors"
 
+    def __contains__(self, prompt: object) -> bool:
+        """Whether there is a context of the prompt that can be trusted; a damaged one goes."""
+        return isinstance(prompt, str) and self.get(prompt) is not None
+
     def get(self, prompt: str) -> CachedContext | None:
         """The prompt's context, or None if there is none that can be trusted."""
         path = self.path(prompt)
