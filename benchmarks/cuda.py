@@ -1,8 +1,9 @@
 """The same measurements through mlx[cuda] on an NVIDIA GPU, attention beside PyTorch's on the same shapes.
 
-    python benchmarks/cuda.py [--quick] [--blocks 4] [--output cuda.json]
+    python benchmarks/cuda.py [--quick] [--toy] [--blocks 4] [--output cuda.json]
 
-Full width, random weights. PyTorch is optional; without it only MLX is measured.
+Full width, random weights. PyTorch is optional; without it only MLX is measured. --toy shrinks everything and runs
+anywhere: it only shows that the program works.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import mlx.core as mx
 
-from benchmarks.device import attention, convolutions, passes, products, with_shares
+from benchmarks.device import SHAPES, TOY, attention, convolutions, passes, products, with_shares
 from benchmarks.machine import machine
 
 
@@ -48,22 +49,32 @@ def torch_attention() -> Callable[[int], float] | None:
     return measure
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes only")
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=Path("cuda.json"))
-    arguments = parser.parse_args()
-    if mx.default_device().type != mx.gpu or mx.metal.is_available():
-        sys.exit("mlx sees no NVIDIA GPU: install mlx[cuda] on a Linux machine that has one")
-    rows = (320, 1280) if arguments.quick else (320, 1280, 3520, 6144, 14080)
-    sizes = (1280,) if arguments.quick else (1280, 3120, 6144, 14080)
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole report."""
+    rows: tuple[int, ...] = (320, 1280, 3520, 6144, 14080)
+    sizes: tuple[int, ...] = (1280, 3120, 6144, 14080)
+    if options.quick or options.toy:
+        rows, sizes = ((8,), (12,)) if options.toy else ((320, 1280), (1280,))
     report: dict[str, Any] = {"benchmark": "cuda", "machine": machine(), "products": products(rows)}
     report["attention"] = attention(rows, torch_attention())
     report["convolutions"] = convolutions()
-    report["passes"] = passes(sizes, arguments.blocks)
-    arguments.output.write_text(json.dumps(with_shares(report), indent=1) + "\n")
-    print(f"wrote {arguments.output}")
+    report["passes"] = passes(sizes, 1 if options.toy else options.blocks)
+    return with_shares(report)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes only")
+    parser.add_argument("--toy", action="store_true", help="see that the program works, on any machine")
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--output", type=Path, default=Path("cuda.json"))
+    options = parser.parse_args()
+    if options.toy:
+        SHAPES.update(TOY)
+    elif mx.default_device().type != mx.gpu or mx.metal.is_available():
+        sys.exit("mlx sees no NVIDIA GPU: install mlx[cuda] on a Linux machine that has one")
+    options.output.write_text(json.dumps(measure(options), indent=1) + "\n")
+    print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":

@@ -199,6 +199,21 @@ def full_size_page(result: Result, docs: Path) -> list[str]:
     return lines + table(["size, frames", "video tokens", "audio tokens", "seconds", "peak GB", "read GB"], cells)
 
 
+def mac_page(result: Result, docs: Path) -> list[str]:
+    from benchmarks.mac_table import table as tables
+
+    lines = [
+        "## Which Mac runs what",
+        "",
+        "Peaks in GB as the memory plan predicts them for the full-size LTX-2.3 with",
+    ]
+    lines += [
+        "a Gemma of the same bits: whole networks / streamed (`--low-memory`). Computed from shapes, as Metal would"
+    ]
+    lines += ["run them (`benchmarks/mac_table.py`); nothing was measured on a Mac.", ""]
+    return [*lines, tables(result)]
+
+
 def device_page(result: Result, docs: Path) -> list[str]:
     lines = [f"## {result['machine']['chip']}", "", f"Best product: {result['best_product']} TFLOP/s.", ""]
     columns = ("bits", "tokens", "seconds", "rate", "share_of_best_product", "activations_mb")
@@ -217,6 +232,7 @@ PAGES: dict[str, Page] = {
     "streaming": streaming_page,
     "quant_error": quant_page,
     "full_size_step": full_size_page,
+    "mac_table": mac_page,
     "mac": device_page,
     "cuda": device_page,
 }

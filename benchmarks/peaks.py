@@ -28,10 +28,15 @@ from benchmarks.bounds import judged
 
 BLOCKS = 6
 ROUNDS = 3
+SOUND_RUNS = 7
+"""Of the phase whose kernels are few and large."""
 SIZES = ((64, 64, 9), (128, 128, 17), (128, 192, 33), (192, 256, 33))
 """Height, width, frames."""
 
-BOUNDS = {"error of a peak": 0.10, "error of a slope": 0.10}
+BOUNDS = {"error of a peak": 0.10, "too much for a phase of few kernels": 0.30, "error of a slope": 0.10}
+FEW_KERNELS = ("encode audio", "decode audio", "enhance prompt")
+"""Whose peak depends most on where a ten of kernels begins. The worst case is predicted, which a run need not meet; too
+little counts as an error as everywhere."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +162,13 @@ def measure(case: Case, models: Models, rounds: int = ROUNDS) -> dict[str, Any]:
             release()
             before = mx.get_active_memory()
             with limits():
-                for _ in range(number):  # shifts where a ten of kernels begins
-                    mx.eval(mx.ones(3) + 1)
+                shift(3 * number)
                 session = Session(memory=memory)
                 running = Run(plan, pipeline.networks, session)
                 latents = running.latents()
-                running.audio(latents)
+                for more in range(1 if number else SOUND_RUNS):
+                    running.audio(latents)
+                    shift(more)
                 for _ in running.frames(latents):
                     pass
             del running, latents
@@ -176,6 +182,14 @@ def measure(case: Case, models: Models, rounds: int = ROUNDS) -> dict[str, Any]:
         "actual": actual,
         "never ran": sorted(set(memory.phases) - set(actual)),
     }
+
+
+def shift(kernels: int) -> None:
+    """Moves where a ten of kernels begins."""
+    import mlx.core as mx
+
+    for _ in range(kernels):
+        mx.eval(mx.ones(3) + 1)
 
 
 def errors(row: Mapping[str, Any]) -> dict[str, float]:
@@ -221,8 +235,11 @@ def run(quick: bool = False) -> dict[str, Any]:
 def verdicts(result: Mapping[str, Any]) -> dict[str, Any]:
     """What of a result is bounded, and whether it holds."""
     rows = result["rows"]
+    every = [(phase, error) for row in rows for phase, error in errors(row).items()]
+    lucky = [error for phase, error in every if phase in FEW_KERNELS and error > 0]
     found = {
-        "error of a peak": [abs(error) for row in rows for error in errors(row).values()],
+        "error of a peak": [abs(error) for phase, error in every if not (phase in FEW_KERNELS and error > 0)],
+        "too much for a phase of few kernels": lucky,
         "error of a slope": [abs(error) for error in slopes(rows).values()],
     }
     return judged(found, BOUNDS)

@@ -134,23 +134,28 @@ def stack_errors(plain: list[dict[str, np.ndarray]], other: list[dict[str, np.nd
     return found
 
 
+def row(plain: Transformer, states: list[dict[str, np.ndarray]], recipe: tuple[str, int, int]) -> dict[str, Any]:
+    """One recipe's errors. states: of `trajectory(plain)`."""
+    quantization = Quantization.from_options(*recipe)
+    quantized = Transformer(plain.config)
+    quantized.update(plain.parameters())
+    left = quantize_module(quantized, quantization)
+    biases = 32 if quantization.mode == "affine" else 8
+    return {
+        "bits_per_weight": quantization.bits + biases / quantization.group_size,
+        "weights": {kind: round(e, 5) for kind, e in weight_errors(plain, quantization).items()},
+        "stack": stack_errors(states, trajectory(quantized)),
+        "layers_left": len(left),
+    }
+
+
 def run(blocks: int = 6, model: str | None = None) -> dict[str, Any]:
     """The table: recipe -> bits per weight, error per layer kind, error through the stack."""
 
     plain = random_network(blocks) if model is None else _first_blocks(model, blocks)
     states, rows = trajectory(plain), {}
     for name, recipe in RECIPES.items():
-        quantization = Quantization.from_options(*recipe)
-        quantized = Transformer(plain.config)
-        quantized.update(plain.parameters())
-        left = quantize_module(quantized, quantization)
-        biases = 32 if quantization.mode == "affine" else 8
-        rows[name] = {
-            "bits_per_weight": quantization.bits + biases / quantization.group_size,
-            "weights": {kind: round(e, 5) for kind, e in weight_errors(plain, quantization).items()},
-            "stack": stack_errors(states, trajectory(quantized)),
-            "layers_left": len(left),
-        }
+        rows[name] = row(plain, states, recipe)
     result = {
         "benchmark": "quant_error",
         "machine": machine(),

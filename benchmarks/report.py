@@ -3,7 +3,8 @@
     python benchmarks/report.py [--quick] [--long] [--only NAME ...] [--pages-only] [--results FOLDER] [--docs FOLDER]
 
 Each benchmark is a program of its own that writes one JSON file; they run one after the other, each in its own process.
-The full-size step takes half an hour and more: it runs with --long only, and otherwise its stored result is shown.
+The full-size step takes half an hour and more, and the table of Macs some minutes: they run with --long only, and
+otherwise their stored results are shown.
 Results of `mac.py` and `cuda.py` are shown if their JSON lies there too. --quick takes fewer sizes and rounds, and
 leaves the stored results and the page alone: its own go to benchmarks/results/quick.
 The exit status is 1 if a bound is broken or a row has no result.
@@ -47,8 +48,8 @@ ROWS = (
     Row("quantization", "quant_error"),
     Row("full size, 2 cores", "full_size_step"),
 )
-ORDER = tuple(dict.fromkeys(row.benchmark for row in ROWS))
-LONG = ("full_size_step",)
+ORDER = (*dict.fromkeys(row.benchmark for row in ROWS), "mac_table")
+LONG = ("full_size_step", "mac_table")
 """Run only when asked for."""
 
 QUICK = {
@@ -58,6 +59,7 @@ QUICK = {
     "streaming": ["--blocks", "4", "--tokens", "64", "--rounds", "1"],
     "quant_error": ["--blocks", "2"],
     "full_size_step": ["--blocks", "2"],
+    "mac_table": [],
 }
 FULL: dict[str, list[str]] = {
     "denoise_step": ["--rounds", "5"],
@@ -66,6 +68,7 @@ FULL: dict[str, list[str]] = {
     "streaming": [],
     "quant_error": [],
     "full_size_step": [],
+    "mac_table": [],
 }
 
 

@@ -188,7 +188,14 @@ def measure(model: Any, shape: tuple[int, int, int], resident: int, rounds: int)
     }
 
 
-def run(blocks: int, tokens: int, steps: int, rounds: int, bits: tuple[int | None, ...] = (None, 8)) -> dict[str, Any]:
+def run(
+    blocks: int,
+    tokens: int,
+    steps: int,
+    rounds: int,
+    bits: tuple[int | None, ...] = (None, 8),
+    passes: tuple[int, ...] = (1, 4),
+) -> dict[str, Any]:
     from benchmarks.machine import machine
     from mlx_ltx2.memory import limits
     from mlx_ltx2.weights.index import ModelFolder
@@ -197,9 +204,9 @@ def run(blocks: int, tokens: int, steps: int, rounds: int, bits: tuple[int | Non
     with tempfile.TemporaryDirectory() as name, limits():
         for width in bits:
             model = ModelFolder.open(write_model(Path(name) / f"model-{width}", blocks, width))
-            for passes in (1, 4):
+            for count in passes:
                 for resident in (0, blocks // 4, blocks):
-                    row = measure(model, (tokens, steps, passes), resident, rounds)
+                    row = measure(model, (tokens, steps, count), resident, rounds)
                     rows.append({"bits": width or 32, **row})
     result = {"benchmark": "streaming", "machine": machine(), "rows": rows}
     return {**result, "bounds": verdicts(result)}

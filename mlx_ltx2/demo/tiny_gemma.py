@@ -73,13 +73,14 @@ def write_tiny_gemma(
         "torch_dtype": "float32" if dtype == "F32" else "bfloat16",
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    tensors = {name: _random(name, shape, seed) for name, shape in _shapes(text)}
+    tensors = {name: _random(name, shape, seed) for name, shape in gemma_shapes(text)}
     _write_safetensors(folder / "model.safetensors", tensors, dtype)
     _write_tokenizer(folder, vocabulary)
     return folder
 
 
-def _shapes(text: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def gemma_shapes(text: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a Gemma 3 file with this text config."""
     width, inner, head_dim = text["hidden_size"], text["intermediate_size"], text["head_dim"]
     queries, keys = text["num_attention_heads"] * head_dim, text["num_key_value_heads"] * head_dim
     root = "language_model.model."

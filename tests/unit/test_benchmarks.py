@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from xml.etree import ElementTree
 
 import mlx.core as mx
 import pytest
 
-from benchmarks import denoise_step, device, mac, pages, peaks, quant_error, report, streaming
+from benchmarks import cuda, denoise_step, device, mac, mac_table, pages, peaks, quant_error, report, streaming
 from benchmarks.bounds import broken
 from benchmarks.denoise_step import fit
 from benchmarks.machine import interleaved, machine, ratio, summary
@@ -51,7 +52,8 @@ def test_the_page_says_what_is_within_its_bound(tmp_path) -> None:
 def test_every_row_has_a_program_a_page_and_bounds(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     for name in report.ORDER:
         assert (report.HERE / f"{name}.py").is_file() and name in report.FULL and name in report.QUICK
-        assert name in pages.PAGES and name in pages.JUDGED
+        assert name in pages.PAGES
+    assert set(pages.JUDGED) == {row.benchmark for row in report.ROWS}
     assert set(denoise_step.BOUNDS) == {bound for row in report.ROWS for bound in row.bounds}
 
 
@@ -79,7 +81,7 @@ def test_peaks_are_judged_by_their_worst_phase_and_by_growth(tmp_path) -> None:
 def test_streaming_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.setattr(streaming, "GRIDS", {8: (2, 2, 2)})
     monkeypatch.setattr(streaming, "HEADS", 2)
-    result = streaming.run(blocks=4, tokens=8, steps=1, rounds=1, bits=(None,))
+    result = streaming.run(blocks=4, tokens=8, steps=1, rounds=1, bits=(None,), passes=(4,))
     found = result["bounds"]
     assert found["streamed latents that differ"]["holds"] and found["streamed latents that differ"]["worst"] == 0
     assert found["bytes read / (steps x not resident)"]["worst"] == 1
@@ -105,16 +107,48 @@ def test_times_are_fitted_and_compared() -> None:
     assert ratio(times, "a", "b")["paired_median"] == 1 and summary(times["a"])["spread"] == 0
 
 
-def test_what_a_gpu_would_be_asked_runs_at_toy_size(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr(device, "WEIGHTS", {"layer": (64, 128)})
-    small = {"num_attention_heads": 2, "attention_head_dim": 32, "audio_num_attention_heads": 2}
-    small |= {"audio_attention_head_dim": 32, "cross_attention_dim": 64, "audio_cross_attention_dim": 64}
-    monkeypatch.setattr(device, "REAL", {**device.REAL, **small})
-    monkeypatch.setattr(device, "GRIDS", {12: (3, 2, 2)})
-    found = {"products": device.products((8,)), "passes": device.passes((12,), 1), "machine": machine()}
-    whole = device.with_shares(found)
-    assert {row["bits"] for row in whole["passes"]} == {8, 16}
-    assert "Best product" in "\n".join(pages.device_page(whole, tmp_path))
-    assert device.attention((16,), lambda n: 1.0)[0].keys() == {"tokens", "mlx", "other"}
+def test_the_readme_has_the_computed_table() -> None:
+    stored = json.loads(mac_table.STORED.read_text())
+    assert [row["bits"] for row in stored["rows"]] == list(mac_table.NAMES)
+    tables = mac_table.table(stored)
+    assert tables in mac_table.README.read_text(), "run python benchmarks/mac_table.py --show --readme"
+    assert mac_table.fate("whole") == "whole" and mac_table.fate(-1) == "no"
+
+
+@pytest.mark.slow
+def test_the_full_size_models_bytes_on_disk(tmp_path) -> None:
+    model, disk = mac_table.write_model(tmp_path, 8)
+    stored = next(row for row in json.loads(mac_table.STORED.read_text())["rows"] if row["bits"] == 8)
+    weights = sum(path.stat().st_size for path in model.rglob("model*.safetensors"))
+    assert disk == stored["disk"] and weights <= disk < weights + 10_000_000  # and the tokenizer
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in device.TOY.items():
+        monkeypatch.setitem(device.SHAPES, name, value)
+
+
+@pytest.mark.slow
+def test_what_a_mac_would_be_asked_runs_at_toy_size(toy, tiny_model, tmp_path) -> None:
     mx.save_safetensors(str(tmp_path / "x.safetensors"), {"w": mx.zeros((64, 64))})
-    assert mac.disk(tmp_path / "x.safetensors").keys() == {"first", "again"}
+    options = {"file": tmp_path / "x.safetensors", "model": tiny_model(), "clip": None}
+    found = json.loads(json.dumps(mac.measure(argparse.Namespace(quick=False, toy=True, **options))))
+    assert {row["bits"] for row in found["passes"]} == {8, 16}
+    assert all("share_of_best_product" in row for row in found["passes"])
+    assert {"stored", "turned", "quantized", "dequantized first"} <= found["products"][0].keys()
+    assert found["phases"]["actual"].keys() == found["phases"]["predicted"].keys() and found["phases"]["seconds"]
+    assert found["raw_disk_gb_per_s"] > 0 and found["disk_gb_per_s"].keys() == {"first", "again"}
+    assert len(found["sustained_s"]) == 1 and all("error" in row for row in found["convolutions"])
+    assert found["quality"]["affine 8, group 64"]["stack"]["video"][0] < 0.05
+    assert "Best product" in "\n".join(pages.device_page(found, tmp_path))
+
+
+def test_what_an_nvidia_gpu_would_be_asked_runs_at_toy_size(toy) -> None:
+    found = cuda.measure(argparse.Namespace(quick=False, toy=True, blocks=1))
+    assert found["attention"][0]["mlx"] >= 0 and {row["bits"] for row in found["passes"]} == {8, 16}
+    assert attention_beside_another() == {"tokens", "mlx", "other"}
+
+
+def attention_beside_another() -> set[str]:
+    return set(device.attention((16,), lambda n: 1.0)[0])
