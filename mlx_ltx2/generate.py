@@ -333,7 +333,15 @@ def record(plan: Plan) -> Mapping[str, str]:
         values["enhanced_prompt"] = plan.enhanced_prompt
     if plan.negative_prompt:
         values["negative_prompt"] = plan.negative_prompt
-    return {**values, "tool": f"mlx-ltx2 {VERSION}", "request": as_json(plan.request), "plan": plan.to_json()}
+    return {**values, "tool": f"mlx-ltx2 {VERSION}", "request": as_json(plan.request), "plan": _lasting(plan).to_json()}
+
+
+def _lasting(plan: Plan) -> Plan:
+    """Without what depends on whether the prompt was kept on this machine: a rerun writes the same bytes."""
+    memory = dict(plan.memory)
+    for key in {"phases", "components"} & memory.keys():
+        memory[key] = {name: size for name, size in memory[key].items() if not name.startswith("text")}
+    return replace(plan, memory=memory)
 
 
 def generate(

@@ -102,6 +102,8 @@ def summary(clip: Any) -> str:
     shape = clip.plan.shape
     size = f"{shape.width}x{shape.height}, {shape.frames} frames, " if clip.plan.video_out else ""
     sound = f", sound at {clip.audio.rate_hz / 1000:g} kHz" if clip.audio is not None else ", no sound"
-    peak, predicted = (max(sizes.values(), default=0) for sizes in (clip.peaks, clip.plan.memory["phases"]))
-    memory = f"peak memory {peak / 1e9:.2f} GB, {predicted / 1e9:.2f} GB predicted"
+    memory = f"peak memory {max(clip.peaks.values(), default=0) / 1e9:.2f} GB"
+    predicted = getattr(clip.plan, "memory", {}).get("phases", {})  # an enlargement plans no memory
+    if predicted:
+        memory += f", {max(predicted.values()) / 1e9:.2f} GB predicted"
     return f"wrote {clip.path}: {size}{shape.seconds:.2f} s{sound}; {memory}"

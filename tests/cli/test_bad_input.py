@@ -35,7 +35,7 @@ def refused(run_cli, here, monkeypatch):
         before = contents(here)
         with monkeypatch.context() as patch:
             if not reads_weights:
-                patch.setattr(mx, "load", _no_weights(mx.load))
+                patch.setattr(mx, "load", no_weights(mx.load))
             got, out, err = run_cli(*args)
         assert got == code, out + err
         assert err.startswith("error: ") and "unexpected" not in err
@@ -47,7 +47,7 @@ def refused(run_cli, here, monkeypatch):
     return check
 
 
-def _no_weights(load: Any) -> Any:
+def no_weights(load: Any) -> Any:
     """`mx.load` that fails on anything but a kept prompt, which a plan may look up."""
 
     def guarded(path: str, *args: Any, **options: Any) -> Any:
