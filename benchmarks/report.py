@@ -154,6 +154,8 @@ def main() -> int:
     text, wrong = page(results, docs)
     (docs / "benchmarks.md").write_text(text)
     print(f"wrote {docs / 'benchmarks.md'}", *failed, *wrong, sep="\n")
+    if arguments.quick:  # fewer sizes leave some rows without a value
+        wrong = [line for line in wrong if not line.endswith("was not measured")]
     return 1 if failed or wrong else 0
 
 
