@@ -33,7 +33,7 @@ SOUND_RUNS = 7
 SIZES = ((64, 64, 9), (128, 128, 17), (128, 192, 33), (192, 256, 33))
 """Height, width, frames."""
 
-BOUNDS = {"error of a peak": 0.10, "too much for a phase of few kernels": 0.30, "error of a slope": 0.10}
+BOUNDS = {"error of a peak": 0.10, "too much where chance decides": 0.30, "error of a slope": 0.10}
 FEW_KERNELS = ("encode audio", "decode audio", "enhance prompt")
 """Whose peak depends most on where a ten of kernels begins. The worst case is predicted, which a run need not meet; too
 little counts as an error as everywhere."""
@@ -186,6 +186,7 @@ def measure(case: Case, models: Models, rounds: int = ROUNDS) -> dict[str, Any]:
         "case": case.name,
         "generation": case.generation,
         "size": list(case.size),
+        "streamed": case.streamed,
         "predicted": {phase: memory.phases.get(phase, 0) for phase in actual},
         "actual": actual,
         "never ran": sorted(set(memory.phases) - set(actual)) if not case.phases else [],
@@ -240,14 +241,22 @@ def run(quick: bool = False) -> dict[str, Any]:
     return {**result, "bounds": verdicts(result)}
 
 
+def by_chance(row: Mapping[str, Any], phase: str) -> bool:
+    """Whether a run need not meet the worst case: a small streamed layer is over before the next one has been read."""
+    return phase in FEW_KERNELS or (phase == "text encoder" and bool(row.get("streamed")))
+
+
 def verdicts(result: Mapping[str, Any]) -> dict[str, Any]:
     """What of a result is bounded, and whether it holds."""
     rows = result["rows"]
-    every = [(phase, error) for row in rows for phase, error in errors(row).items()]
-    lucky = [error for phase, error in every if phase in FEW_KERNELS and error > 0]
+    lucky: list[float] = []
+    others: list[float] = []
+    for row in rows:
+        for phase, error in errors(row).items():
+            (lucky if error > 0 and by_chance(row, phase) else others).append(abs(error))
     found = {
-        "error of a peak": [abs(error) for phase, error in every if not (phase in FEW_KERNELS and error > 0)],
-        "too much for a phase of few kernels": lucky,
+        "error of a peak": others,
+        "too much where chance decides": lucky,
         "error of a slope": [abs(error) for error in slopes(rows).values()],
     }
     return judged(found, BOUNDS)
