@@ -341,10 +341,8 @@ def remux_audio(
     """
     with (
         replacing(output) as partial,
-        reading(video_path, "video"),
-        av.open(os.fspath(video_path)) as pictures,
-        reading(audio_source, "audio"),
-        av.open(os.fspath(audio_source)) as sounds,
+        _opened(video_path, "video") as pictures,
+        _opened(audio_source, "audio") as sounds,
     ):
         if not pictures.streams.video:
             raise MediaError(f"{video_path} has no video stream.")
@@ -355,17 +353,27 @@ def remux_audio(
             target.metadata.update({k: v for k, v in pictures.metadata.items() if k in ("comment", "title")})
             queues = []
             for source, stream in ((pictures, pictures.streams.video[0]), (sounds, sounds.streams.audio[0])):
-                copy = target.add_stream_from_template(stream)
+                try:
+                    copy = target.add_stream_from_template(stream)
+                except ValueError as error:
+                    raise MediaError(f"{output} cannot hold {stream.codec_context.name} ({error}).") from error
                 queues.append(_packets_for(source, stream, copy))
             for packet in heapq.merge(*queues, key=lambda p: float(p.dts * p.time_base)):
                 target.mux(packet)
 
 
+def _opened(path: str | os.PathLike[str], what: str) -> Any:
+    """A container that is open for reading."""
+    with reading(path, what):
+        return av.open(os.fspath(path))
+
+
 def _packets_for(source: Any, stream: Any, copy: Any, start: int = 0) -> Iterable[Any]:
     """start: time stamp that becomes 0."""
-    for packet in source.demux(stream):
-        if packet.dts is not None:
-            packet.stream = copy
-            packet.dts -= start
-            packet.pts = None if packet.pts is None else packet.pts - start
-            yield packet
+    with reading(source.name, stream.type):
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                packet.dts -= start
+                packet.pts = None if packet.pts is None else packet.pts - start
+                yield packet

@@ -169,12 +169,11 @@ class BlockStream:
         return mx.broadcast_to(self._zeros[array.dtype], array.shape)
 
 
-class StreamedTransformer:
-    """A transformer with the face of `Transformer` whose blocks beyond the first K come from disk."""
+class _Around:
+    """What has the face of `Transformer` and runs the blocks of one in its own way."""
 
-    def __init__(self, network: Transformer, blocks: BlockStream):
+    def __init__(self, network: Transformer):
         self.network = network
-        self.blocks = blocks
         self.config = network.config
 
     @property
@@ -189,6 +188,14 @@ class StreamedTransformer:
     ) -> RopeTables:
         """As `Transformer.rope`."""
         return self.network.rope(video_positions, audio_positions, dtype)
+
+
+class StreamedTransformer(_Around):
+    """A transformer whose blocks beyond the first K come from disk."""
+
+    def __init__(self, network: Transformer, blocks: BlockStream):
+        super().__init__(network)
+        self.blocks = blocks
 
     def __call__(
         self,
@@ -215,29 +222,15 @@ class StreamedTransformer:
         return [self.network.finish(prepared, last) for prepared, last in zip(passes, tokens, strict=True)]
 
 
-class PacedTransformer:
+class PacedTransformer(_Around):
     """A resident transformer that is evaluated every few blocks, so that no command buffer takes long.
 
     every: blocks per evaluation, 0 for whole passes; it may change between two passes.
     """
 
     def __init__(self, network: Transformer, every: int):
-        self.network = network
+        super().__init__(network)
         self.every = every
-        self.config = network.config
-
-    @property
-    def dtype(self) -> mx.Dtype:
-        return self.network.dtype
-
-    def rope(
-        self,
-        video_positions: np.ndarray | None,
-        audio_positions: np.ndarray | None,
-        dtype: mx.Dtype | None = None,
-    ) -> RopeTables:
-        """As `Transformer.rope`."""
-        return self.network.rope(video_positions, audio_positions, dtype)
 
     def __call__(
         self,

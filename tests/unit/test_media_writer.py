@@ -404,3 +404,24 @@ def test_remux_joins_streams_packet_by_packet(tmp_path):
     with pytest.raises(MediaError, match="no sound track"):
         remux_audio(tmp_path / "new.mp4", tmp_path / "new.mp4", tmp_path / "c.mp4")
     assert left_behind(tmp_path) == ["both.mp4", "new.mp4", "old.mp4"]
+
+
+def test_a_full_disk_is_not_called_a_damaged_source(tmp_path, monkeypatch):
+    write(tmp_path / "new.mp4", counting_clip(2), audio=Waveform(sine(0.1, 48000), 48000))
+
+    def full(*_queues, key):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlx_ltx2.media.writer.heapq.merge", full)
+    with pytest.raises(ResourceError, match=r"no space left .*both\.mp4"):
+        remux_audio(tmp_path / "new.mp4", tmp_path / "new.mp4", tmp_path / "both.mp4")
+    assert left_behind(tmp_path) == ["new.mp4"]
+
+
+def test_remux_says_where_a_source_is_damaged(tmp_path):
+    write(tmp_path / "new.mp4", counting_clip(24, 32, 32))
+    write(tmp_path / "old.mp4", counting_clip(24), audio=Waveform(sine(1.0, 48000), 48000))
+    (tmp_path / "bad.mp4").write_bytes((tmp_path / "old.mp4").read_bytes()[:900])
+    with pytest.raises(MediaError, match=r"bad\.mp4 cannot be read as sound"):
+        remux_audio(tmp_path / "new.mp4", tmp_path / "bad.mp4", tmp_path / "both.mp4")
+    assert not (tmp_path / "both.mp4").exists()
