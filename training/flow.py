@@ -11,9 +11,9 @@ import torch
 
 from training import text
 from training.dit import FULL_SLOTS, Denoiser, Stream, audio_positions, to_tokens, video_positions
-from training.latents import AUDIO_TOKENS, KEYFRAMES, train_pool
+from training.latents import AUDIO_TOKENS, KEYFRAMES
 from training.optim import Average, Clock, Optimiser
-from training.world import Scene, caption
+from training.world import Scene, caption, train_pool
 
 SLOTS = 40
 MODES = {"plain": 0.5, "first": 0.16, "keys": 0.1, "region": 0.08, "sound": 0.1, "picture": 0.06}

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from training import audio as sounds
 from training.code import normalised, scene_code
-from training.dit import normalise
-from training.models import audio_vae, autocast, video_vae
-from training.video_vae import encode
-from training.world import FRAMES, Scene, scenes
+from training.models import audio_vae
+from training.world import FRAMES, Scene, train_pool
 
 AUDIO_TOKENS = 51
 KEYFRAMES = (24, 48)
@@ -24,22 +21,6 @@ def load_audio(out: Path) -> torch.nn.Module:
     audio = audio_vae()
     audio.load_state_dict(torch.load(out / "audio_vae.pt"))
     return audio.eval().requires_grad_(False)
-
-
-def load_codecs(out: Path) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The trained video and audio VAEs, frozen."""
-    video = video_vae()
-    video.load_state_dict(torch.load(out / "video_vae.pt"))
-    return video.eval().requires_grad_(False), load_audio(out)
-
-
-@torch.no_grad()
-def encode_pixels(vae: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
-    """uint8 (F, H, W, 3) to normalised latents (C, F', H', W')."""
-    x = torch.from_numpy(pixels).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
-    with autocast():
-        z = encode(vae, x)
-    return normalise(z, vae)[0]
 
 
 @torch.no_grad()
@@ -60,10 +41,6 @@ def build(out: Path, pool: list[Scene], size: int, name: str, audio: torch.Tenso
     video = torch.stack([code(scene, size, outline).half() for scene in pool])
     keys = torch.stack([torch.stack([code(s, size, outline, k)[:, 0] for k in KEYFRAMES]).half() for s in pool])
     torch.save({"video": video, "keys": keys, "audio": audio[: len(pool)].clone()}, out / f"{name}.pt")
-
-
-def train_pool(count: int) -> list[Scene]:
-    return scenes(11, count, "train", two=0.15)
 
 
 if __name__ == "__main__":

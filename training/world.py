@@ -285,3 +285,8 @@ def scenes(seed: int, count: int, split: str = "train", two: float = 0.15) -> li
     """`count` scenes of a split, the same for the same seed."""
     rng = np.random.default_rng(seed)
     return [sample_scene(rng, split, two) for _ in range(count)]
+
+
+def train_pool(count: int) -> list[Scene]:
+    """The scenes that the denoiser learns from; a longer pool begins with a shorter one."""
+    return scenes(11, count)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from training.world import COLOURS, KINDS, signed_distance
+from training.world import COLOURS, signed_distance
 
 FOREGROUND_DISTANCE = 60.0
 
@@ -99,38 +99,58 @@ def _straight(values: np.ndarray) -> bool:
     return bool(np.abs(steps.sum()) > 0.75 * np.abs(steps).sum())
 
 
+ROUND = 0.045
+"""An outline that departs from a circle by less than this share of its radius is one: a pixel of the world's shapes."""
+_ANGLES = np.arange(90) * 2 * np.pi / 90
+
+
 def kind(mask: np.ndarray, picks: int = 9) -> str | None:
-    """The kind of shape whose outline, at the same area and centre, overlaps a mask (F, H, W) best."""
+    """The kind of shape that a mask (F, H, W) shows, by its outline's harmonics: three corners, four, or five points.
+
+    Harmonics tell a blunt star from a disc, where an overlap with drawn shapes does not.
+    """
     path = track(mask)
     good = np.flatnonzero(path.seen)
     if len(good) == 0:
         return None
     _, height, width = mask.shape
-    fine = 3
-    score = dict.fromkeys(KINDS, 0.0)
-    for frame in good[np.linspace(0, len(good) - 1, min(picks, len(good))).astype(int)]:
-        rows, columns = (np.flatnonzero(mask[frame].any(axis)) for axis in (1, 0))
-        top, bottom = max(0, rows[0] - 4), min(height, rows[-1] + 5)
-        left, right = max(0, columns[0] - 4), min(width, columns[-1] + 5)
-        seen = mask[frame, top:bottom, left:right]
-        ys = ((np.arange(top * fine, bottom * fine) + 0.5) / (height * fine))[:, None]
-        xs = ((np.arange(left * fine, right * fine) + 0.5) / (width * fine))[None]
-        for name, (unit_area, offset) in UNITS.items():
-            r = path.size[frame] / np.sqrt(unit_area)
-            inside = signed_distance(name, xs - path.x[frame], ys - (path.y[frame] - offset * r), np.float64(r)) < 0
-            cover = inside.reshape(bottom - top, fine, right - left, fine).mean((1, 3))
-            score[name] += float(np.minimum(cover, seen).sum() / np.maximum(cover, seen).sum())
-    return max(score, key=lambda name: score[name])
+    chosen = good[np.linspace(0, len(good) - 1, min(picks, len(good))).astype(int)]
+    seen = np.mean([_harmonics(_outline(mask[f], path.x[f] * width, path.y[f] * height)) for f in chosen], axis=0)
+    departs = {}
+    for name, order in CORNERS.items():
+        drawn = _DRAWN[name][order]
+        departs[name] = float((drawn.conjugate() * seen[order]).real / abs(drawn))
+    best = max(departs, key=lambda name: departs[name])
+    return best if departs[best] > ROUND else "circle"
 
 
-def _unit(name: str) -> tuple[float, float]:
-    """Area and vertical centre of mass of a shape of radius 1."""
-    grid = np.linspace(-1.3, 1.3, 521)
-    inside = signed_distance(name, grid[None], grid[:, None], np.float64(1.0)) < 0
-    return float(inside.mean() * 2.6 * 2.6), float((inside * grid[:, None]).sum() / inside.sum())
+def _outline(mask: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Length that a mask (H, W) covers of the ray at each angle from a centre in pixels."""
+    height, width = mask.shape
+    step = 0.25
+    along = (np.arange(int(max(height, width) / 2 / step)) + 0.5) * step
+    columns = np.floor(x + along * np.cos(_ANGLES)[:, None]).astype(int)
+    rows = np.floor(y + along * np.sin(_ANGLES)[:, None]).astype(int)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    covered = mask[rows.clip(0, height - 1), columns.clip(0, width - 1)] & inside
+    return covered.sum(axis=1) * step
 
 
-UNITS = {name: _unit(name) for name in KINDS}
+def _harmonics(outline: np.ndarray) -> np.ndarray:
+    """Complex amplitudes of an outline as shares of its mean radius."""
+    return 2 * np.fft.rfft(outline / max(float(outline.mean()), 1e-6)) / len(outline)
+
+
+def _drawn(name: str) -> np.ndarray:
+    """Harmonics of a kind as the world draws it."""
+    grid = (np.arange(256) + 0.5) / 256 - 0.5
+    mask = signed_distance(name, grid[None], grid[:, None], np.float64(0.25)) < 0
+    rows, columns = np.nonzero(mask)
+    return _harmonics(_outline(mask, columns.mean() + 0.5, rows.mean() + 0.5))
+
+
+CORNERS = {"triangle": 3, "square": 4, "star": 5}
+_DRAWN = {name: _drawn(name) for name in CORNERS}
 
 
 def parts(mask: np.ndarray, least: float = 0.003) -> list[np.ndarray]:

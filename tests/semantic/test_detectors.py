@@ -31,6 +31,24 @@ def test_what_is_seen(size):
         assert detectors.kind(mask) == shape.kind
 
 
+@pytest.mark.parametrize("width", [3, 5])
+def test_a_blurred_shape_keeps_its_kind(width):
+    for scene in POOL[:8]:
+        pixels = render(scene, 128)[0].astype(np.float32)
+        for axis in (1, 2):
+            pixels = np.mean([np.roll(pixels, shift, axis) for shift in range(-width // 2, width // 2 + 1)], axis=0)
+        assert detectors.kind(detectors.foreground(pixels.astype(np.uint8))) == scene.shapes[0].kind
+
+
+def test_a_rough_disc_is_no_star():
+    rng = np.random.default_rng(0)
+    for scene in scenes(8, 24, "any", two=0.0):
+        if scene.shapes[0].kind == "circle":
+            mask = detectors.foreground(render(scene, 128)[0])
+            edge = np.abs(mask.astype(int) - np.roll(mask, 1, 1)) + np.abs(mask.astype(int) - np.roll(mask, 1, 2)) > 0
+            assert detectors.kind(mask ^ (edge & (rng.random(mask.shape) < 0.5))) == "circle"
+
+
 def test_what_is_heard():
     for scene in POOL:
         samples, shape = sound(scene), scene.shapes[0]
