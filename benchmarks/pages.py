@@ -78,7 +78,8 @@ def denoise_page(result: Result, docs: Path) -> list[str]:
     rows = result["rows"]
     lines = ["## Denoising pass", "", "4 blocks, video 1024 and audio 512 wide, 8 heads, float32, random weights."]
     lines += ["Ours against the plain per-token form (`benchmarks/plain.py`), same weights, same results. Ours has its"]
-    lines += ["rotation tables ready and attends in pieces on the CPU; the plain form does neither.", ""]
+    lines += ["rotation tables ready, in LTX-2 (19B) the text's keys and values too, as every step of a run after the"]
+    lines += ["first, and attends in pieces on the CPU; the plain form does none of that.", ""]
     lines += verdict_table(result)
     cells = []
     for r in rows:
