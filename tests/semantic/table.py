@@ -53,7 +53,7 @@ class Line:
 
     @property
     def met(self) -> bool:
-        return self.value <= self.bound if self.most else self.value >= self.bound
+        return bool(self.value <= self.bound if self.most else self.value >= self.bound)
 
     def __str__(self) -> str:
         sign = "<=" if self.most else ">="
