@@ -21,7 +21,6 @@ from training.lora import STAGE_2_SIGMAS, load
 from training.world import Scene, caption
 
 BATCH = 12
-NAME = "samples_128"
 
 
 def choose(pool: list[Scene], count: int) -> list[int]:
@@ -61,7 +60,7 @@ def build(out: Path, count: int, seed: int = 0) -> None:
     for start in range(0, len(index), BATCH):
         first = 1 if rng.random() < 0.4 else 2
         found.append(denoised(model, cache, index[start : start + BATCH], first, rng).half())
-    torch.save({"video": torch.cat(found), "scenes": torch.tensor(index)}, out / f"{NAME}.pt")
+    torch.save({"video": torch.cat(found), "scenes": torch.tensor(index)}, out / "samples_128.pt")
 
 
 if __name__ == "__main__":

@@ -197,7 +197,7 @@ def train(out: Path, part: str, steps: int, seed: int = 0, run: str = "first") -
 
     run: "polish" goes on from the first run and "samples" from the polished one, at a third of the learning rate.
     """
-    number = list(RUNS).index(run)
+    number = RUNS.index(run)
     torch.manual_seed(seed + number)
     rng = np.random.default_rng(seed + (part == "encoder") + 2 * number)
     vae = video_vae()
