@@ -37,3 +37,12 @@ def test_row(row: str, tmp_path) -> None:
 
     missed = [str(line) for line in table(Studio(tmp_path, FEW), [row]) if not line.met]
     assert not missed, "\n".join(missed)
+
+
+def test_processes_take_every_row_once_and_clips_are_shared() -> None:
+    from tests.semantic.table import ROWS, SHARING, groups
+
+    every = [row for group in groups(list(ROWS)) for row in group]
+    assert sorted(every) == sorted(ROWS)
+    assert groups(["lora", "tiles", "dev"]) == [["dev", "lora"], ["tiles"]]
+    assert all(row in ROWS for together in SHARING for row in together)
