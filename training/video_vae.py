@@ -2,14 +2,14 @@
 
 Both have exact targets (training/code.py), so they learn apart from each other and at the same time. A second run of
 each (`--run polish`) goes on from the first with windows of wider pictures, so that neither leans on the border that it
-sees, and shows the decoder codes whose coverage is wrong, so that kind and size decide the outline. A third of the
-decoder (`--run samples`) shows it codes as the denoiser makes them.
+sees, and shows the decoder codes whose coverage is wrong, so that kind and size decide the outline. A third
+(`--run samples`) shows the decoder codes as the denoiser makes them, and teaches both that an outline covers its line.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from training.code import CELL, MEAN, STD, normalised, scene_code
 from training.models import LATENT, autocast, video_vae
 from training.optim import Average, Clock, Optimiser, orthogonal
+from training.samples import SETS
 from training.world import KINDS, Scene, render, sample_scene, scenes, train_pool
 
 # (batch, size, frames) with the share of steps each gets, for the first 40 % of a run and for the rest. What is shown
@@ -42,17 +43,28 @@ POLISH = (
     ((8, 64, 1), 0.06),
 )
 RUNS = ("first", "polish", "samples")
+SAMPLED = (0.65, 0.35)
+"""Shares of filled shapes and of outlines among the denoiser's codes."""
 COVERAGE = 20
 """Channels of the code that say what is covered, and how that changes."""
 
 
 def clip_batch(
-    pool: list[Scene], rng: np.random.Generator, batch: int, size: int, frames: int, wrong: float = 0.0
+    pool: list[Scene],
+    rng: np.random.Generator,
+    batch: int,
+    size: int,
+    frames: int,
+    *,
+    wrong: float = 0.0,
+    outlines: float = 0.1,
+    filled: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random stretches of clips: pixels (B, 3, F, S, S) in [-1, 1], foreground (B, 1, F, S, S), code (B, C, F', h, w).
 
     Shapes keep their size in pixels where the picture is wider than 128. wrong: how often the code's coverage is that
-    of another kind of shape.
+    of another kind of shape. outlines: how often shapes are outlines. filled: whether their code covers
+    what they enclose.
     """
     pixels, masks, codes = [], [], []
     for _ in range(batch):
@@ -60,14 +72,15 @@ def clip_batch(
         if size > 128:
             scene = replace(scene, shapes=tuple(replace(s, radius=s.radius * 128 / size) for s in scene.shapes))
         start = int(rng.integers(scene.frames - frames + 1))
-        outline = rng.random() < 0.1
+        outline = rng.random() < outlines
+        about = {"start": start, "frames": frames, "outline": outline, "filled": filled}
         p, m = render(scene, size, frames=range(start, start + frames), outline=outline)
         pixels.append(p)
         masks.append(m)
-        codes.append(normalised(scene_code(scene, size, start=start, frames=frames, outline=outline)))
+        codes.append(normalised(scene_code(scene, size, **about)))
         if wrong and rng.random() < wrong:
             other = replace(scene, shapes=tuple(replace(s, kind=str(rng.choice(KINDS))) for s in scene.shapes))
-            covered = normalised(scene_code(other, size, start=start, frames=frames, outline=outline))
+            covered = normalised(scene_code(other, size, **about))
             codes[-1][..., :COVERAGE] = covered[..., :COVERAGE]
     x = torch.from_numpy(np.stack(pixels)).float().permute(0, 4, 1, 2, 3) / 127.5 - 1
     code = torch.from_numpy(np.stack(codes)).permute(0, 4, 1, 2, 3)
@@ -133,14 +146,26 @@ def judge(vae: torch.nn.Module, part: str, pool: list[Scene], size: int, frames:
     return float(np.mean(values))
 
 
-def sampled_batch(
-    samples: dict[str, torch.Tensor], pool: list[Scene], rng: np.random.Generator, frames: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `clip_batch`, one clip from its first frame, with the code that a denoiser made (training/samples.py)."""
-    pick = int(rng.integers(len(samples["scenes"])))
-    pixels, mask = render(pool[int(samples["scenes"][pick])], 128, frames=range(frames))
-    x = torch.from_numpy(pixels).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
-    return x, torch.from_numpy(mask)[None, None], samples["video"][pick][None, :, : (frames - 1) // 8 + 1].float()
+@dataclass
+class Samples:
+    """Codes that a denoiser made (training/samples.py), with their scenes."""
+
+    codes: torch.Tensor
+    scenes: list[Scene]
+    outline: bool
+
+    @classmethod
+    def load(cls, out: Path, adapters: str) -> Samples:
+        found = torch.load(out / f"{SETS[adapters][1]}.pt")
+        pool = train_pool(int(found["scenes"].max()) + 1)
+        return cls(found["video"], [pool[int(i)] for i in found["scenes"]], adapters == "outlines")
+
+    def draw(self, rng: np.random.Generator, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `clip_batch`, one clip from its first frame."""
+        pick = int(rng.integers(len(self.scenes)))
+        pixels, mask = render(self.scenes[pick], 128, frames=range(frames), outline=self.outline)
+        x = torch.from_numpy(pixels).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
+        return x, torch.from_numpy(mask)[None, None], self.codes[pick][None, :, : (frames - 1) // 8 + 1].float()
 
 
 def drawing_error(vae: torch.nn.Module, x: torch.Tensor, area: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
@@ -160,27 +185,26 @@ def encoder_error(vae: torch.nn.Module, x: torch.Tensor, code: torch.Tensor) -> 
 
 
 class Lesson:
-    """What one run shows to a part. run: "first", "polish" or, for the decoder alone, "samples"."""
+    """What one run shows to a part. run: "first", "polish" or "samples"."""
 
     def __init__(self, part: str, run: str, out: Path, rng: np.random.Generator):
         self.part, self.run, self.rng = part, run, rng
         self.pool = scenes(1, 16384)
-        self.samples: dict[str, torch.Tensor] = {}
-        if run == "samples":
-            self.samples = torch.load(out / "samples_128.pt")
-            self.drawn_pool = train_pool(int(self.samples["scenes"].max()) + 1)
+        self.samples = [Samples.load(out, name) for name in SETS] if run == "samples" and part == "decoder" else []
         if run != "first" and part == "decoder":  # a star's points are the hardest to draw
             self.pool += 2 * [scene for scene in self.pool if any(shape.kind == "star" for shape in scene.shapes)]
 
     def loss(self, vae: torch.nn.Module, progress: float) -> torch.Tensor:
         rng = self.rng
-        if self.run == "samples" and rng.random() < 0.6:
-            x, mask, code = sampled_batch(self.samples, self.drawn_pool, rng, 17 if rng.random() < 0.75 else 49)
+        if self.samples and rng.random() < 0.6:
+            chosen = self.samples[int(rng.choice(2, p=SAMPLED))]
+            x, mask, code = chosen.draw(rng, 17 if rng.random() < 0.75 else 49)
             return drawing_error(vae, x, near(mask), code)
         shapes = POLISH if self.run != "first" else EARLY if progress < 0.4 else LATE
         shape = shapes[int(rng.choice(len(shapes), p=[w for _, w in shapes]))][0]
         wrong = 0.25 if self.run != "first" and self.part == "decoder" else 0.0
-        x, mask, code = clip_batch(self.pool, rng, *shape, wrong=wrong)
+        outlines = 0.3 if self.samples else 0.1
+        x, mask, code = clip_batch(self.pool, rng, *shape, wrong=wrong, outlines=outlines, filled=self.run != "samples")
         if self.run != "first":
             x, mask, code = window(rng, x, mask, code)
         if self.part == "encoder":
@@ -234,7 +258,7 @@ def train(out: Path, part: str, steps: int, seed: int = 0, run: str = "first") -
 def join(out: Path) -> None:
     """Put both halves and the statistics together as `video_vae.pt`."""
     vae = video_vae()
-    vae.encoder.load_state_dict(torch.load(out / "video_encoder_polish.pt"))
+    vae.encoder.load_state_dict(torch.load(out / "video_encoder_samples.pt"))
     vae.decoder.load_state_dict(torch.load(out / "video_decoder_samples.pt"))
     vae.latents_mean.copy_(torch.from_numpy(MEAN))
     vae.latents_std.copy_(torch.from_numpy(STD))

@@ -176,6 +176,12 @@ def signed_distance(kind: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> n
     return ((px - ax * r) * nx + py * ny) / np.hypot(nx, ny)
 
 
+def lined(distance: np.ndarray, size: int) -> np.ndarray:
+    """Signed distance in pixels of a shape's outline, drawn along the inside, from that of the shape."""
+    half = 0.03 * size
+    return np.abs(distance + half) - half
+
+
 def render(
     scene: Scene, size: int, *, frames: Sequence[int] | None = None, outline: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -193,8 +199,7 @@ def render(
         y = grid[None, :, None] - track[:, 1, None, None]
         distance = signed_distance(shape.kind, x, y, track[:, 2, None, None]) * size
         if outline:
-            width = 0.03 * size
-            distance = np.abs(distance + width) - width
+            distance = lined(distance, size)
         cover = np.clip(0.5 - distance, 0, 1)
         colour = np.array(COLOURS[shape.colour], np.float32)
         picture = picture + cover[..., None] * (colour - picture)
