@@ -5,22 +5,22 @@ steps. Here the code is given, from the world's own description. Encoder, decode
 each other, from exact targets, at the same time; the decoder sees the code with noise, and the encoder's own output.
 
 The 32 channels of a cell, in pixels of the rendered size and the block's 8 frames (1 for the first cell in time):
-0-15 coverage of its 4x4 sub-cells in the middle of the block, of an outline the line alone; 16-19 coverage of its
-quarters at the end minus at the start; 20-22 colour, 23-26 kind, 27 size and 28 outline of the nearest shape, fading
-to zero 8 pixels away from it; 29-31 mean background colour.
+0-15 coverage of its 4x4 sub-cells in the middle of the block; 16-19 coverage of its quarters at the end minus at the
+start; 20-22 colour, 23-26 kind, 27 size and 28 outline of the nearest shape, fading to zero 8 pixels away from it;
+29-31 mean background colour.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from training.world import BACKGROUNDS, COLOURS, FPS, KINDS, Scene, lined, signed_distance
+from training.world import BACKGROUNDS, COLOURS, FPS, KINDS, Scene, signed_distance
 
 CHANNELS = 32
 CELL = 32
 
 
-def _coverage(scene: Scene, size: int, frames: np.ndarray, line: bool) -> np.ndarray:
+def _coverage(scene: Scene, size: int, frames: np.ndarray) -> np.ndarray:
     """Share of each 8x8 sub-cell that shapes cover: (F, size / 8, size / 8). Drawn at half the resolution."""
     fine = size // 2
     grid = ((np.arange(fine) + 0.5) / fine).astype(np.float32)
@@ -29,8 +29,6 @@ def _coverage(scene: Scene, size: int, frames: np.ndarray, line: bool) -> np.nda
         path = shape.track(frames / FPS, scene.duration).astype(np.float32)
         x, y = grid[None, None] - path[:, 0, None, None], grid[None, :, None] - path[:, 1, None, None]
         distance = signed_distance(shape.kind, x, y, path[:, 2, None, None]) * fine
-        if line:
-            distance = lined(distance, fine)
         mask = np.maximum(mask, np.clip(0.5 - distance, 0, 1))
     return mask.reshape(len(frames), size // 8, 4, size // 8, 4).mean((2, 4))
 
@@ -81,27 +79,15 @@ STD = np.concatenate([np.full(n, s, np.float32) for n, _, s in _GROUPS])
 
 
 def scene_code(
-    scene: Scene,
-    size: int,
-    *,
-    start: int = 0,
-    frames: int | None = None,
-    outline: bool = False,
-    filled: bool = False,
+    scene: Scene, size: int, *, start: int = 0, frames: int | None = None, outline: bool = False
 ) -> np.ndarray:
-    """Code of a clip's frames `start`, `start + 1`, ... (8k + 1 of them, all by default): float32 (k + 1, h, w, 32).
-
-    filled: coverage with what outlines enclose, as the first two runs of the video VAE had it. They did not learn from
-    it to leave the inside out.
-    """
+    """Code of a clip's frames `start`, `start + 1`, ... (8k + 1 of them, all by default): float32 (k + 1, h, w, 32)."""
     blocks = ((scene.frames if frames is None else frames) - 1) // 8
     first = start + np.array([0, *(8 * k + 1 for k in range(blocks))])
     last = start + np.array([0, *(8 * k + 8 for k in range(blocks))])
     middle = (first + last) / 2
     times, where = np.unique(np.concatenate([first, middle, last]), return_inverse=True)
-    coverage = _coverage(scene, size, times, outline and not filled)[where].reshape(
-        3, len(middle), size // 8, size // 8
-    )
+    coverage = _coverage(scene, size, times)[where].reshape(3, len(middle), size // 8, size // 8)
     change = coverage[2] - coverage[0]
     quarters = change.reshape(len(middle), size // 16, 2, size // 16, 2).mean((2, 4))
     top, bottom = (np.array(c) / 127.5 - 1 for c in BACKGROUNDS[scene.background])

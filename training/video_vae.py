@@ -2,8 +2,8 @@
 
 Both have exact targets (training/code.py), so they learn apart from each other and at the same time. A second run of
 each (`--run polish`) goes on from the first with windows of wider pictures, so that neither leans on the border that it
-sees, and shows the decoder codes whose coverage is wrong, so that kind and size decide the outline. A third
-(`--run samples`) shows the decoder codes as the denoiser makes them, and teaches both that an outline covers its line.
+sees, and shows the decoder codes whose coverage is wrong, so that kind and size decide the outline. A third of the
+decoder (`--run samples`) shows it codes as the denoiser makes them, and a fourth (`--run outlines`) many outlines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.code import CELL, MEAN, STD, normalised, scene_code
 from training.models import LATENT, autocast, video_vae
 from training.optim import Average, Clock, Optimiser, orthogonal
 from training.samples import SETS
-from training.world import KINDS, Scene, render, sample_scene, scenes, train_pool
+from training.world import KINDS, LINE, Scene, render, sample_scene, scenes, train_pool
 
 # (batch, size, frames) with the share of steps each gets, for the first 40 % of a run and for the rest. What is shown
 # is 128 wide, so that size comes from the start: a decoder trained at 64 alone draws it at 16 dB.
@@ -42,11 +42,18 @@ POLISH = (
     ((4, 64, 17), 0.16),
     ((8, 64, 1), 0.06),
 )
-RUNS = ("first", "polish", "samples")
-SAMPLED = (0.65, 0.35)
-"""Shares of filled shapes and of outlines among the denoiser's codes."""
+RUNS = ("first", "polish", "samples", "outlines")
 COVERAGE = 20
 """Channels of the code that say what is covered, and how that changes."""
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """Which clips are outlines. width: of the line, as `render` takes it. enclosed: is what it encloses foreground?"""
+
+    share: float = 0.1
+    width: float = 0.06
+    enclosed: bool = False
 
 
 def clip_batch(
@@ -57,30 +64,31 @@ def clip_batch(
     frames: int,
     *,
     wrong: float = 0.0,
-    outlines: float = 0.1,
-    filled: bool = True,
+    outlines: Outlines | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Random stretches of clips: pixels (B, 3, F, S, S) in [-1, 1], foreground (B, 1, F, S, S), code (B, C, F', h, w).
 
     Shapes keep their size in pixels where the picture is wider than 128. wrong: how often the code's coverage is that
-    of another kind of shape. outlines: how often shapes are outlines. filled: whether their code covers
-    what they enclose.
+    of another kind of shape.
     """
+    outlines = outlines or Outlines()
     pixels, masks, codes = [], [], []
     for _ in range(batch):
         scene = pool[int(rng.integers(len(pool)))]
         if size > 128:
             scene = replace(scene, shapes=tuple(replace(s, radius=s.radius * 128 / size) for s in scene.shapes))
         start = int(rng.integers(scene.frames - frames + 1))
-        outline = rng.random() < outlines
-        about = {"start": start, "frames": frames, "outline": outline, "filled": filled}
-        p, m = render(scene, size, frames=range(start, start + frames), outline=outline)
+        stretch = range(start, start + frames)
+        outline = rng.random() < outlines.share
+        p, m = render(scene, size, frames=stretch, outline=outlines.width if outline else 0.0)
+        if outline and outlines.enclosed:
+            _, m = render(scene, size, frames=stretch)
         pixels.append(p)
         masks.append(m)
-        codes.append(normalised(scene_code(scene, size, **about)))
+        codes.append(normalised(scene_code(scene, size, start=start, frames=frames, outline=outline)))
         if wrong and rng.random() < wrong:
             other = replace(scene, shapes=tuple(replace(s, kind=str(rng.choice(KINDS))) for s in scene.shapes))
-            covered = normalised(scene_code(other, size, **about))
+            covered = normalised(scene_code(other, size, start=start, frames=frames, outline=outline))
             codes[-1][..., :COVERAGE] = covered[..., :COVERAGE]
     x = torch.from_numpy(np.stack(pixels)).float().permute(0, 4, 1, 2, 3) / 127.5 - 1
     code = torch.from_numpy(np.stack(codes)).permute(0, 4, 1, 2, 3)
@@ -152,18 +160,20 @@ class Samples:
 
     codes: torch.Tensor
     scenes: list[Scene]
-    outline: bool
+    width: float
 
     @classmethod
     def load(cls, out: Path, adapters: str) -> Samples:
         found = torch.load(out / f"{SETS[adapters][1]}.pt")
         pool = train_pool(int(found["scenes"].max()) + 1)
-        return cls(found["video"], [pool[int(i)] for i in found["scenes"]], adapters == "outlines")
+        return cls(found["video"], [pool[int(i)] for i in found["scenes"]], LINE if adapters == "outlines" else 0.0)
 
     def draw(self, rng: np.random.Generator, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `clip_batch`, one clip from its first frame."""
+        """As `clip_batch`, one clip from its first frame. What an outline encloses is foreground."""
         pick = int(rng.integers(len(self.scenes)))
-        pixels, mask = render(self.scenes[pick], 128, frames=range(frames), outline=self.outline)
+        pixels, mask = render(self.scenes[pick], 128, frames=range(frames))
+        if self.width:
+            pixels, _ = render(self.scenes[pick], 128, frames=range(frames), outline=self.width)
         x = torch.from_numpy(pixels).float().permute(3, 0, 1, 2)[None] / 127.5 - 1
         return x, torch.from_numpy(mask)[None, None], self.codes[pick][None, :, : (frames - 1) // 8 + 1].float()
 
@@ -185,26 +195,27 @@ def encoder_error(vae: torch.nn.Module, x: torch.Tensor, code: torch.Tensor) -> 
 
 
 class Lesson:
-    """What one run shows to a part. run: "first", "polish" or "samples"."""
+    """What one run shows to a part; the runs "samples" and "outlines" are for the decoder alone."""
 
     def __init__(self, part: str, run: str, out: Path, rng: np.random.Generator):
         self.part, self.run, self.rng = part, run, rng
         self.pool = scenes(1, 16384)
-        self.samples = [Samples.load(out, name) for name in SETS] if run == "samples" and part == "decoder" else []
+        sets = {"samples": ["distilled"], "outlines": ["distilled", "outlines"]}.get(run, [])
+        self.samples = [Samples.load(out, name) for name in sets]
+        self.outlines = Outlines(0.5, LINE, enclosed=True) if run == "outlines" else Outlines()
         if run != "first" and part == "decoder":  # a star's points are the hardest to draw
             self.pool += 2 * [scene for scene in self.pool if any(shape.kind == "star" for shape in scene.shapes)]
 
     def loss(self, vae: torch.nn.Module, progress: float) -> torch.Tensor:
         rng = self.rng
         if self.samples and rng.random() < 0.6:
-            chosen = self.samples[int(rng.choice(2, p=SAMPLED))]
+            chosen = self.samples[int(rng.integers(len(self.samples)))] if self.run == "outlines" else self.samples[0]
             x, mask, code = chosen.draw(rng, 17 if rng.random() < 0.75 else 49)
             return drawing_error(vae, x, near(mask), code)
         shapes = POLISH if self.run != "first" else EARLY if progress < 0.4 else LATE
         shape = shapes[int(rng.choice(len(shapes), p=[w for _, w in shapes]))][0]
         wrong = 0.25 if self.run != "first" and self.part == "decoder" else 0.0
-        outlines = 0.3 if self.samples else 0.1
-        x, mask, code = clip_batch(self.pool, rng, *shape, wrong=wrong, outlines=outlines, filled=self.run != "samples")
+        x, mask, code = clip_batch(self.pool, rng, *shape, wrong=wrong, outlines=self.outlines)
         if self.run != "first":
             x, mask, code = window(rng, x, mask, code)
         if self.part == "encoder":
@@ -212,14 +223,15 @@ class Lesson:
         return drawing_error(vae, x, mask if self.run == "first" else near(mask), with_noise(code, self.run != "first"))
 
 
-BEFORE = {"polish": "", "samples": "_polish"}
+BEFORE = {"polish": "", "samples": "_polish", "outlines": "_samples"}
 """The run whose weights another one goes on from, as the end of their file's name."""
+RATES = {"first": 3e-3, "polish": 1e-3, "samples": 1e-3, "outlines": 2e-3}
 
 
 def train(out: Path, part: str, steps: int, seed: int = 0, run: str = "first") -> None:
     """Train the "encoder" or the "decoder" and save it: `video_encoder.pt`, `video_decoder_polish.pt` and so on.
 
-    run: "polish" goes on from the first run and "samples" from the polished one, at a third of the learning rate.
+    Every run but the first goes on from the one before it, at a lower learning rate.
     """
     number = RUNS.index(run)
     torch.manual_seed(seed + number)
@@ -232,7 +244,7 @@ def train(out: Path, part: str, steps: int, seed: int = 0, run: str = "first") -
         own.load_state_dict(torch.load(out / f"video_{part}{BEFORE[run]}.pt"))
     name = f"video_{part}" + ("" if run == "first" else f"_{run}")
     unseen = [sample_scene(np.random.default_rng(99 + i), "any") for i in range(6)]
-    optimiser = Optimiser(own.named_parameters(), 3e-3 if run == "first" else 1e-3, ends=("conv_in", "conv_out"))
+    optimiser = Optimiser(own.named_parameters(), RATES[run], ends=("conv_in", "conv_out"))
     average = Average(own)
     clock = Clock(name, out, steps=steps)
     lesson = Lesson(part, run, out, rng)
@@ -258,8 +270,8 @@ def train(out: Path, part: str, steps: int, seed: int = 0, run: str = "first") -
 def join(out: Path) -> None:
     """Put both halves and the statistics together as `video_vae.pt`."""
     vae = video_vae()
-    vae.encoder.load_state_dict(torch.load(out / "video_encoder_samples.pt"))
-    vae.decoder.load_state_dict(torch.load(out / "video_decoder_samples.pt"))
+    vae.encoder.load_state_dict(torch.load(out / "video_encoder_polish.pt"))
+    vae.decoder.load_state_dict(torch.load(out / "video_decoder_outlines.pt"))
     vae.latents_mean.copy_(torch.from_numpy(MEAN))
     vae.latents_std.copy_(torch.from_numpy(STD))
     torch.save(vae.state_dict(), out / "video_vae.pt")

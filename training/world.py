@@ -176,16 +176,17 @@ def signed_distance(kind: str, x: np.ndarray, y: np.ndarray, r: np.ndarray) -> n
     return ((px - ax * r) * nx + py * ny) / np.hypot(nx, ny)
 
 
-def lined(distance: np.ndarray, size: int) -> np.ndarray:
-    """Signed distance in pixels of a shape's outline, drawn along the inside, from that of the shape."""
-    half = 0.03 * size
-    return np.abs(distance + half) - half
+LINE = 0.04
+"""Width of an outline as a share of the picture's side."""
 
 
 def render(
-    scene: Scene, size: int, *, frames: Sequence[int] | None = None, outline: bool = False
+    scene: Scene, size: int, *, frames: Sequence[int] | None = None, outline: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a scene: uint8 pixels (F, size, size, 3) and a foreground mask (F, size, size), float32 in 0..1."""
+    """Draw a scene: uint8 pixels (F, size, size, 3) and a foreground mask (F, size, size), float32 in 0..1.
+
+    outline: width of the line as a share of the picture's side; 0 fills the shapes.
+    """
     index = np.arange(scene.frames) if frames is None else np.asarray(frames)
     seconds = index / FPS
     grid = ((np.arange(size) + 0.5) / size).astype(np.float32)
@@ -199,7 +200,8 @@ def render(
         y = grid[None, :, None] - track[:, 1, None, None]
         distance = signed_distance(shape.kind, x, y, track[:, 2, None, None]) * size
         if outline:
-            distance = lined(distance, size)
+            half = outline / 2 * size
+            distance = np.abs(distance + half) - half
         cover = np.clip(0.5 - distance, 0, 1)
         colour = np.array(COLOURS[shape.colour], np.float32)
         picture = picture + cover[..., None] * (colour - picture)

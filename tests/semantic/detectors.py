@@ -14,31 +14,29 @@ from training.world import COLOURS, signed_distance
 FOREGROUND_DISTANCE = 60.0
 
 
-def foreground(frames: np.ndarray) -> np.ndarray:
-    """Mask (F, H, W) of what differs from the background; the background is each row's median over the clip.
-
-    frames: uint8 (F, H, W, 3).
-    """
+def _distance(frames: np.ndarray) -> np.ndarray:
+    """How far each pixel is from the background, which is each row's median over the clip: levels, (F, H, W)."""
     pixels = frames.astype(np.float32)
     background = np.median(pixels, axis=(0, 2))
-    return np.linalg.norm(pixels - background[None, :, None, :], axis=-1) > FOREGROUND_DISTANCE
+    return np.linalg.norm(pixels - background[None, :, None, :], axis=-1)
 
 
-def _erode(mask: np.ndarray) -> np.ndarray:
-    core = mask.copy()
-    for axis in (-1, -2):
-        for shift in (-1, 1):
-            core &= np.roll(mask, shift, axis)
-    return core
+def foreground(frames: np.ndarray) -> np.ndarray:
+    """Mask (F, H, W) of what differs from the background. frames: uint8 (F, H, W, 3)."""
+    return _distance(frames) > FOREGROUND_DISTANCE
 
 
 def colour(frames: np.ndarray, mask: np.ndarray | None = None) -> str | None:
-    """Name of the palette colour nearest to the median colour of the foreground's inside; None without any."""
+    """Name of the palette colour nearest to the foreground's; None without any.
+
+    Edges are mixed with the background, and a line is all edge: the median is of the quarter of the foreground that
+    differs most from it.
+    """
     mask = foreground(frames) if mask is None else mask
-    core = _erode(mask)
-    core = core if core.sum() >= 20 else mask
-    if core.sum() < 20:
+    if mask.sum() < 20:
         return None
+    distance = _distance(frames)
+    core = mask & (distance >= np.percentile(distance[mask], 75))
     seen = np.median(frames[core].astype(np.float32), axis=0)
     names = list(COLOURS)
     return names[int(np.argmin([np.linalg.norm(seen - np.array(COLOURS[n])) for n in names]))]

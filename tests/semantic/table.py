@@ -258,7 +258,7 @@ ROWS: dict[str, Callable[[Studio], Iterator[Line]]] = {
 }
 
 
-SHARING = (("dev", "guidance", "lora"), ("distilled", "quantized", "retake"))
+SHARING = (("dev", "lora", "guidance"), ("distilled", "quantized", "retake"))
 """Rows that judge the same clips, and so belong to one process."""
 
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from tests.semantic import detectors
+from tests.semantic.studio import hollow
 from training.world import (
     COLOURS,
     FPS,
     KINDS,
+    LINE,
     MOTIONS,
     caption,
     held_out,
@@ -31,13 +33,26 @@ def test_what_is_seen(size):
         assert detectors.kind(mask) == shape.kind
 
 
+def _blurred(pixels: np.ndarray, width: int) -> np.ndarray:
+    soft = pixels.astype(np.float32)
+    for axis in (1, 2):
+        soft = np.mean([np.roll(soft, shift, axis) for shift in range(-width // 2, width // 2 + 1)], axis=0)
+    return soft.astype(np.uint8)
+
+
 @pytest.mark.parametrize("width", [3, 5])
 def test_a_blurred_shape_keeps_its_kind(width):
     for scene in POOL[:8]:
-        pixels = render(scene, 128)[0].astype(np.float32)
-        for axis in (1, 2):
-            pixels = np.mean([np.roll(pixels, shift, axis) for shift in range(-width // 2, width // 2 + 1)], axis=0)
-        assert detectors.kind(detectors.foreground(pixels.astype(np.uint8))) == scene.shapes[0].kind
+        pixels = _blurred(render(scene, 128)[0], width)
+        assert detectors.kind(detectors.foreground(pixels)) == scene.shapes[0].kind
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_a_blurred_line_keeps_its_colour_and_is_hollow(width):
+    for scene in (s for s in POOL if s.shapes[0].motion != "still"):
+        lined, filled = (_blurred(render(scene, 128, outline=line)[0], width) for line in (LINE, 0.0))
+        assert detectors.colour(lined) == detectors.colour(filled) == scene.shapes[0].colour
+        assert hollow(lined) and not hollow(filled)
 
 
 def test_a_rough_disc_is_no_star():
