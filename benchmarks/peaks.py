@@ -3,7 +3,8 @@
     python benchmarks/peaks.py [--quick] [--output FILE]
 
 Tiny models in the official layout with six blocks. Every case is planned, run and compared phase by phase; where MLX's
-tens of kernels begin shifts from run to run, so every case runs a few times and its highest peak counts. Writing takes
+tens of kernels begin shifts from run to run, so every case runs a few times and its highest peak counts. It needs two
+free cores: where threads take turns, less of the graph lies ready and peaks stay below the worst case. Writing takes
 no memory of MLX: frames leave for the file as they are decoded. A slope is the growth of a phase from the smallest
 to the largest size, predicted over actual.
 """
