@@ -130,10 +130,10 @@ def peaks_page(result: Result, docs: Path) -> list[str]:
 
     lines = ["## Allocator peaks by phase", "", "Tiny models of six blocks through plan and runner; MB, predicted from"]
     lines += [
-        "headers and shapes before anything loads, and the allocator's own peak. Writing a file takes none of MLX's"
+        "headers and shapes before anything loads, and the allocator's own peak. Writing a file takes none of MLX's",
+        "memory: frames leave for it while they are decoded. The worst case is predicted, with a thread that builds",
+        "the graph ahead of the one that runs it; without two free cores peaks stay further below it.",
     ]
-    lines += ["memory: frames leave for it while they are decoded. The worst case is predicted, with a thread that builds"]
-    lines += ["the graph ahead of the one that runs it; on a machine without two free cores peaks stay further below it."]
     lines += ["", *verdict_table(result)]
     cells = []
     for row in result["rows"]:
