@@ -31,7 +31,7 @@ def styles() -> tuple[str, ...]:
 def demo_model(
     progress: Progress, variant: Literal["distilled", "dev"] = "distilled", quantize: int | None = None
 ) -> Path:
-    """The converted demo model, made on first use in the cache folder.
+    """The converted demo model, made on first use in the cache folder; several processes may ask for it at once.
 
     variant: "distilled" or "dev". quantize: bits, None for full precision. Raises: WeightsError, ResourceError.
     """
@@ -43,9 +43,16 @@ def demo_model(
     if is_model_folder(output):
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="mlx-ltx2-demo-") as folder:
-        _write(Path(folder), variant)
-        convert_with_progress(Path(folder), output, progress, variant=variant, q_bits=quantize)
+    with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as name:
+        source, made = Path(name) / "source", Path(name) / "model"
+        source.mkdir()
+        _write(source, variant)
+        convert_with_progress(source, made, progress, variant=variant, q_bits=quantize)
+        try:
+            made.rename(output)
+        except OSError:
+            if not is_model_folder(output):  # else another process was faster, and made the same
+                raise
     return output
 
 

@@ -57,6 +57,26 @@ def test_its_loras_have_names() -> None:
         demo_lora("sepia")
 
 
+def test_another_process_may_make_the_model_meanwhile(monkeypatch, tmp_path) -> None:
+    from mlx_ltx2 import library
+    from mlx_ltx2.demo import demo_model
+    from mlx_ltx2.progress import SilentProgress
+
+    monkeypatch.setenv("MLX_LTX2_CACHE", str(tmp_path))
+    convert, faster = library.convert_with_progress, []
+
+    def convert_late(*arguments, **options):
+        if not faster:
+            faster.append(None)
+            faster.append(demo_model(SilentProgress()))
+        return convert(*arguments, **options)
+
+    monkeypatch.setattr(library, "convert_with_progress", convert_late)
+    assert demo_model(SilentProgress()) == faster[1]
+    assert [p.name for p in tmp_path.iterdir()] == [faster[1].name]
+    assert LTX2Pipeline.from_pretrained("demo").plan("a red circle").stages
+
+
 def traits(recommended: dict[str, object], variant: str) -> Traits:
     return Traits((2, 3), variant, {"transformer": {"num_layers": 4, "recommended": recommended}})
 
