@@ -209,7 +209,7 @@ class Lesson:
     def loss(self, vae: torch.nn.Module, progress: float) -> torch.Tensor:
         rng = self.rng
         if self.samples and rng.random() < 0.6:
-            chosen = self.samples[int(rng.integers(len(self.samples)))] if self.run == "outlines" else self.samples[0]
+            chosen = self.samples[int(rng.integers(len(self.samples)))]
             x, mask, code = chosen.draw(rng, 17 if rng.random() < 0.75 else 49)
             return drawing_error(vae, x, near(mask), code)
         shapes = POLISH if self.run != "first" else EARLY if progress < 0.4 else LATE

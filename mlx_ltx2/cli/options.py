@@ -73,7 +73,7 @@ class Parts(click.ParamType):
         if not isinstance(value, str):
             return value
         pieces = value.split(SEPARATOR)
-        try:
+        try:  # fewer pieces than types: the numbers may be left out; more, `gather_values` does not join
             return tuple(kind(piece) for kind, piece in zip(self.types, pieces, strict=False))
         except ValueError:
             self.fail(f"{' '.join(pieces)}: wants {' '.join(t.__name__ for t in self.types)}", param, ctx)

@@ -199,7 +199,7 @@ def small_disk(here):
             capture_output=True,
             check=False,
         )
-        if done.returncode:
+        if done.returncode:  # macOS has no tmpfs, and mounting takes root
             pytest.skip("no right to mount a small disk here")
         made.append(folder)
         return folder

@@ -91,7 +91,7 @@ def test_every_package_is_installed() -> None:
 
 
 def test_arrows() -> None:
-    pytest.importorskip("importlinter")
+    pytest.importorskip("importlinter")  # a tool of the dev group; who has the package alone has not got it
     lint = shutil.which("lint-imports", path=str(Path(sys.executable).parent)) or shutil.which("lint-imports")
     if lint is None:
         pytest.skip("lint-imports is not installed")

@@ -147,6 +147,7 @@ def _text_encoder(ledger: Any) -> GemmaTextEncoder:
     config = Gemma3TextConfig(**json.loads((root / "config.json").read_text())["text_config"])
     model = Gemma3ForCausalLM(config).eval()
     state = {n.removeprefix("language_model."): t for n, t in load_file(root / "model.safetensors").items()}
+    # The head is tied to the embedding and not in the file; what is missing is checked by name instead.
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
     return GemmaTextEncoder(model, LTXVGemmaTokenizer(str(root), 1024), dtype=torch.float32)

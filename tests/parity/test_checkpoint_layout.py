@@ -35,6 +35,7 @@ def filled(configurator, path, ops=None):
     builder = SingleGPUModelBuilder(model_class_configurator=configurator, model_path=str(path), model_sd_ops=ops)
     network = builder.meta_model(builder.model_config(), ())
     state = builder.load_sd([str(path)], sd_ops=ops, registry=builder.registry, device=torch.device("cpu"))
+    # As the official builder loads; both lists go to the tests, which say what they may hold.
     missing, unexpected = network.load_state_dict(state.sd, strict=False, assign=True)
     return missing, unexpected, network
 

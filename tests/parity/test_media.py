@@ -132,13 +132,15 @@ def test_frames_of_a_video(table, tmp_path, tagged):
     )
 
 
-@pytest.mark.parametrize("kind", ["s16", "s32", "f32", "flac", "mp3"])
-@pytest.mark.parametrize("window", [(0.0, None), (0.0, 0.37), (0.5, 0.25)])
+WINDOWS = ((0.0, None), (0.0, 0.37), (0.5, 0.25))
+# The official reader seeks, and decodes an MP3 differently after a seek: no late window of it.
+SOUNDS = [(k, w) for k in ("s16", "s32", "f32", "flac", "mp3") for w in WINDOWS if k != "mp3" or not w[0]]
+
+
+@pytest.mark.parametrize(("kind", "window"), SOUNDS)
 def test_samples_of_a_sound(table, tmp_path, kind, window):
     suffix = kind if kind in ("flac", "mp3") else "wav"
     path = write_sound(tmp_path / f"a.{suffix}", sine(1.0, 32000), 32000, kind)
-    if kind == "mp3" and window[0]:
-        pytest.skip("the official reader seeks, and decodes an MP3 differently after a seek")
     theirs = media_io.decode_audio_from_file(str(path), "cpu", *window)
     ours = read_audio(path, *window)
     assert ours.rate_hz == theirs.sampling_rate

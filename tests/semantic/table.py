@@ -104,7 +104,7 @@ def picture(studio: Studio) -> Iterator[Line]:
     """A given first frame, and a given last one."""
     for what, frame, least in (("first", 0, 25.0), ("last", -1, 20.0)):
         found = []
-        for i, (scene, text) in enumerate(zip(studio.scenes[:FEW], studio.captions, strict=False)):
+        for i, (scene, text) in enumerate(zip(studio.scenes[:FEW], studio.captions[:FEW], strict=True)):
             given = drawn(scene)[frame]
             path = _picture(studio, f"{what}{i}", given)
             clip = studio.pipeline()(text, seed=i, images=[ImageInput(path, frame)])

@@ -319,6 +319,6 @@ def test_long_weights_are_turned_in_memory_only(monkeypatch: pytest.MonkeyPatch)
 def test_the_choice_follows_the_chip(monkeypatch, metal: bool, architecture: str, rows: int | None) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
     monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
-    if not metal and mx.default_device().type != mx.cpu:
+    if not metal and mx.default_device().type != mx.cpu:  # CUDA is neither Metal nor this row's CPU
         pytest.skip("no CPU backend")
     assert quantize.wide_rows() == rows

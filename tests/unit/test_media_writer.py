@@ -341,6 +341,7 @@ def tiny_disk(tmp_path):
     mount = shutil.which("mount")
     command = [mount, "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        # macOS has no tmpfs, and mounting takes root.
         pytest.skip("no small file system can be mounted here")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
