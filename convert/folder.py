@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,8 @@ from mlx_ltx2_convert.shards import write_error
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 4096
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
+"""What network disks without locks answer; a conversion runs there as well, but nothing keeps a second one away."""
 
 
 def fingerprint(header: Header) -> str:
@@ -45,6 +52,33 @@ def conversion_key(plan: Plan, options: Options) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RequestError(
+                f"another process is converting into {folder}. Wait until it has ended, or choose another folder."
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise write_error(folder, error) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 @dataclass
 class WorkFolder:
     """files: what is finished, path -> {"bytes", "sha256"}. sources: hashes of source files read completely."""
@@ -56,25 +90,30 @@ class WorkFolder:
     sources: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, output: Path, key: dict[str, Any], overwrite: bool) -> WorkFolder:
-        """Make the folder, or go on in it if it belongs to the same conversion.
+    @contextmanager
+    def open(cls, output: Path, key: dict[str, Any], overwrite: bool) -> Iterator[WorkFolder]:
+        """Make the folder, or go on in it if it belongs to the same conversion; no other process may until the end.
 
-        Raises: RequestError if it belongs to another one, or cannot be written.
+        Raises: RequestError if it belongs to another one, or cannot be written, or a process is at work in it.
         """
         work = cls(output, output.with_name(output.name + PARTIAL), key)
-        if work.path.is_dir() and not work._resume():
-            if not overwrite:
-                raise RequestError(
-                    f"{work.path} holds an unfinished conversion of another source or with other options. "
-                    "Repeat that command to finish it, delete the folder, or allow overwriting."
-                )
-            shutil.rmtree(work.path)
         try:
             work.path.mkdir(parents=True, exist_ok=True)
-            work.save()
         except OSError as error:
             raise write_error(work.path, error) from None
-        return work
+        with _held(work.path):
+            if not work._resume():
+                if not overwrite:
+                    raise RequestError(
+                        f"{work.path} holds an unfinished conversion of another source or with other options. "
+                        "Repeat that command to finish it, delete the folder, or allow overwriting."
+                    )
+                _empty(work.path)
+            try:
+                work.save()
+            except OSError as error:
+                raise write_error(work.path, error) from None
+            yield work
 
     def _resume(self) -> bool:
         try:

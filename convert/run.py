@@ -92,10 +92,17 @@ def run(source: str | Path, output: Path, options: Options) -> Report:
         if options.verify:
             verify_files(output, options.progress)
         return replace(report, up_to_date=True, verified=options.verify)
-    work = WorkFolder.open(output, key, options.overwrite)
+    with WorkFolder.open(output, key, options.overwrite) as work:
+        report = _fill(plan, work, options, report)
+    seconds = time.perf_counter() - start
+    return replace(report, bytes_written=plan.output_bytes, verified=options.verify, seconds=seconds)
+
+
+def _fill(plan: Plan, work: WorkFolder, options: Options, report: Report) -> Report:
+    """Write what is missing in the folder, and give it its name."""
     reused = sum(shard.file in work.files for shard in plan.shards)
     try:
-        check_disk(output, _bytes_to_write(plan, work))
+        check_disk(work.output, _bytes_to_write(plan, work))
     except ResourceError:
         work.drop_unless_begun()
         raise
@@ -110,12 +117,7 @@ def run(source: str | Path, output: Path, options: Options) -> Report:
     if options.verify:
         verify_files(work.path, options.progress)
     work.complete(_index(plan, work, options))
-    return replace(
-        report,
-        bytes_written=plan.output_bytes,
-        verified=options.verify,
-        seconds=time.perf_counter() - start,
-    )
+    return report
 
 
 def _tool() -> str:

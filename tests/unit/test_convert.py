@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -481,6 +482,30 @@ def test_an_unfinished_conversion_of_other_options_is_not_continued(tiny, tmp_pa
     with pytest.raises(RequestError, match="unfinished conversion of another source"):
         convert(tiny().folder, tmp_path / "out", quantize=True)
     assert convert(tiny().folder, tmp_path / "out", quantize=True, overwrite=True).reused == 0
+
+
+def test_two_conversions_into_one_folder_do_not_meet(tiny, tmp_path):
+    """The second is refused at once, the first ends as if alone, and whoever comes later may go on."""
+    given, out, refused = tiny(), tmp_path / "out", []
+
+    def second(*_):
+        if not refused:
+            with pytest.raises(RequestError, match="another process is converting") as error:
+                convert(given.folder, out, overwrite=True)
+            refused.append(error)
+
+    convert(given.folder, out, progress=second)
+    convert(given.folder, tmp_path / "whole")
+    assert refused and same_files(out, tmp_path / "whole")
+    assert convert(given.folder, out).up_to_date
+
+
+def test_a_disk_without_locks_is_no_obstacle(tiny, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert not convert(tiny().folder, tmp_path / "out").up_to_date
 
 
 def test_a_changed_source_is_not_taken_for_the_same(source, tmp_path):
