@@ -49,11 +49,13 @@ COVERAGE = 20
 
 @dataclass(frozen=True)
 class Outlines:
-    """Which clips are outlines. width: of the line, as `render` takes it. enclosed: is what it encloses foreground?"""
+    """Which clips are outlines. width: of the line. inside: along the shape's inner edge, and only the line is
+    foreground; else around the shape, and what it encloses is foreground.
+    """
 
     share: float = 0.1
     width: float = 0.06
-    enclosed: bool = False
+    inside: bool = True
 
 
 def clip_batch(
@@ -80,8 +82,8 @@ def clip_batch(
         start = int(rng.integers(scene.frames - frames + 1))
         stretch = range(start, start + frames)
         outline = rng.random() < outlines.share
-        p, m = render(scene, size, frames=stretch, outline=outlines.width if outline else 0.0)
-        if outline and outlines.enclosed:
+        p, m = render(scene, size, frames=stretch, outline=outlines.width if outline else 0.0, inside=outlines.inside)
+        if outline and not outlines.inside:
             _, m = render(scene, size, frames=stretch)
         pixels.append(p)
         masks.append(m)
@@ -202,7 +204,7 @@ class Lesson:
         self.pool = scenes(1, 16384)
         sets = {"samples": ["distilled"], "outlines": ["distilled", "outlines"]}.get(run, [])
         self.samples = [Samples.load(out, name) for name in sets]
-        self.outlines = Outlines(0.5, LINE, enclosed=True) if run == "outlines" else Outlines()
+        self.outlines = Outlines(0.5, LINE, inside=False) if run == "outlines" else Outlines()
         if run != "first" and part == "decoder":  # a star's points are the hardest to draw
             self.pool += 2 * [scene for scene in self.pool if any(shape.kind == "star" for shape in scene.shapes)]
 

@@ -181,11 +181,12 @@ LINE = 0.04
 
 
 def render(
-    scene: Scene, size: int, *, frames: Sequence[int] | None = None, outline: float = 0.0
+    scene: Scene, size: int, *, frames: Sequence[int] | None = None, outline: float = 0.0, inside: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene: uint8 pixels (F, size, size, 3) and a foreground mask (F, size, size), float32 in 0..1.
 
-    outline: width of the line as a share of the picture's side; 0 fills the shapes.
+    outline: width of the line as a share of the picture's side; 0 fills the shapes. The line runs around the shape, so
+    that what it leaves empty is the whole shape; inside: along its inner edge instead.
     """
     index = np.arange(scene.frames) if frames is None else np.asarray(frames)
     seconds = index / FPS
@@ -201,7 +202,7 @@ def render(
         distance = signed_distance(shape.kind, x, y, track[:, 2, None, None]) * size
         if outline:
             half = outline / 2 * size
-            distance = np.abs(distance + half) - half
+            distance = np.abs(distance + (half if inside else -half)) - half
         cover = np.clip(0.5 - distance, 0, 1)
         colour = np.array(COLOURS[shape.colour], np.float32)
         picture = picture + cover[..., None] * (colour - picture)
