@@ -69,6 +69,19 @@ def track(mask: np.ndarray) -> Track:
     return Track(x, y, size)
 
 
+def enclosed(mask: np.ndarray) -> np.ndarray:
+    """A mask (F, H, W) with what it has on both sides in its row and in its column: an outline becomes its shape.
+
+    The area of a line grows with the radius alone, and what a decoder leaves inside it comes and goes.
+    """
+    between = np.ones_like(mask)
+    for axis in (1, 2):
+        before = np.maximum.accumulate(mask, axis)
+        after = np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis)
+        between &= before & after
+    return between
+
+
 def motion(path: Track) -> str | None:
     """Name of the motion of a track; None if the shape is seen in too few frames."""
     if path.seen.sum() < 0.7 * len(path.x):

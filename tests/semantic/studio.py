@@ -55,20 +55,21 @@ class Studio:
             self._asked[name] = [pipe(text, seed=i, **options) for i, text in enumerate(self.captions)]
         return self._asked[name]
 
-    def judge(self, clips: Sequence[Clip]) -> dict[str, float]:
+    def judge(self, clips: Sequence[Clip], outlined: bool = False) -> dict[str, float]:
         """Share of clips that show what their caption says: "colour", "motion", "shape"."""
-        rows = [judge(scene, clip.frames) for scene, clip in zip(self.scenes, clips, strict=True)]
+        rows = [judge(scene, clip.frames, outlined) for scene, clip in zip(self.scenes, clips, strict=True)]
         return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
-def judge(scene: Scene, frames: np.ndarray | None) -> Verdict:
-    """What the detectors say of a clip of one shape against its scene."""
+def judge(scene: Scene, frames: np.ndarray | None, outlined: bool = False) -> Verdict:
+    """What the detectors say of a clip of one shape against its scene. outlined: the shape is what a line encloses."""
     assert frames is not None
     shape, mask = scene.shapes[0], detectors.foreground(frames)
+    enclosed = detectors.enclosed(mask)
     return {
         "colour": detectors.colour(frames, mask) == shape.colour,
-        "motion": detectors.motion(detectors.track(mask)) == shape.motion,
-        "shape": detectors.kind(mask) == shape.kind,
+        "motion": detectors.motion(detectors.track(enclosed)) == shape.motion,
+        "shape": detectors.kind(enclosed if outlined else mask) == shape.kind,
     }
 
 

@@ -158,8 +158,8 @@ def style(studio: Studio) -> Iterator[Line]:
     for what, clips in (("outlined with the LoRA", lined), ("filled without it", plain)):
         share = np.mean([hollow(clips[i].frames) == (clips is lined) for i in moving])
         yield Line("lora", f"{what}, share", float(share), 0.80)
-    before, after = studio.judge(plain), studio.judge(lined)
-    for what in ("colour", "motion"):
+    before, after = studio.judge(plain), studio.judge(lined, outlined=True)
+    for what in before:
         yield Line("lora", f"right {what}, loss by the LoRA", before[what] - after[what], 0.10, most=True)
 
 

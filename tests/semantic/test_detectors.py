@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.semantic import detectors
-from tests.semantic.studio import hollow
+from tests.semantic.studio import hollow, judge
 from training.world import (
     COLOURS,
     FPS,
@@ -30,6 +30,7 @@ def test_what_is_seen(size):
         shape = scene.shapes[0]
         assert detectors.colour(pixels, mask) == shape.colour
         assert detectors.motion(detectors.track(mask)) == shape.motion
+        assert detectors.motion(detectors.track(detectors.enclosed(mask))) == shape.motion
         assert detectors.kind(mask) == shape.kind
 
 
@@ -53,6 +54,22 @@ def test_a_blurred_line_keeps_its_colour_and_is_hollow(width):
         lined, filled = (_blurred(render(scene, 128, outline=line)[0], width) for line in (LINE, 0.0))
         assert detectors.colour(lined) == detectors.colour(filled) == scene.shapes[0].colour
         assert hollow(lined) and not hollow(filled)
+
+
+def test_an_outline_has_the_kind_of_what_it_encloses():
+    for scene in POOL[:8]:
+        lined, _ = render(scene, 128, outline=LINE)
+        assert judge(scene, lined, outlined=True)["shape"]
+
+
+def test_what_an_outline_encloses_moves_and_grows_as_its_shape():
+    rng = np.random.default_rng(0)
+    for scene in POOL:
+        line, filled = (detectors.foreground(render(scene, 64, outline=width)[0]) for width in (LINE, 0.0))
+        strays = filled & (rng.random(filled.shape) < 0.3) & (rng.random((len(filled), 1, 1)) < 0.5)
+        path = detectors.track(detectors.enclosed(line | strays))
+        assert detectors.motion(path) == scene.shapes[0].motion
+        assert detectors.enclosed(line).sum() >= filled.sum()
 
 
 def test_a_rough_disc_is_no_star():
