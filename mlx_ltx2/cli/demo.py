@@ -24,7 +24,7 @@ PROMPT = "a red circle moving right"
     "--all",
     "everything",
     is_flag=True,
-    help="More texts, and clips from a picture, a sound, another clip, first and last frame.",
+    help="More texts, a LoRA, and clips from a picture, a sound, another clip, first and last frame.",
 )
 @click.option("--seed", "-s", type=int, default=10, show_default=True)
 @click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)

@@ -43,14 +43,15 @@ class Show:
         return _row(f"text: {prompt}", clip)
 
     def rest(self) -> Iterator[Row]:
-        """Other texts, a first frame, a sound, a clip made anew in part, first and last frame."""
+        """Other texts, a LoRA, a first frame, a sound, a clip made anew in part, first and last frame."""
         for prompt in TEXTS:
             yield self.text(prompt)
+        yield self._outlined("a green star growing")
         given = self._output.with_name(f"{self._output.stem}-given")
         given.mkdir(parents=True, exist_ok=True)
         yield self._from_picture(given / "picture.png")
         yield self._from_sound(given / "sound.wav")
-        yield self._retaken("a yellow square bouncing")
+        yield self._retaken("a purple square bouncing")
         yield self._between(given / "first.png", given / "last.png")
 
     def _clip(self, kind: str, prompt: str, **options: Any) -> Clip:
@@ -60,6 +61,9 @@ class Show:
             path = path.with_name(f"{path.stem}-{number + 1}-{kind}{path.suffix}")
         self.clips.append(self._pipeline(prompt, output=path, **self._options, **options))
         return self.clips[-1]
+
+    def _outlined(self, prompt: str) -> Row:
+        return _row(f"with the LoRA demo::outlines: {prompt}", self._clip("lora", prompt, loras="demo::outlines"))
 
     def _from_picture(self, path: Path) -> Row:
         prompt, first = "a purple star moving up", drawing.picture("star", "purple", 0.5, 0.72)
