@@ -55,7 +55,10 @@ def conversion_key(plan: Plan, options: Options) -> dict[str, Any]:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone; the system lets go of it when the process ends, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise write_error(folder, error) from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +76,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,12 +155,16 @@ def write_style(name: str, path: Path, weights: str | Path | None = None) -> Pat
     """
     from safetensors.numpy import save_file
 
-    from mlx_ltx2.media.files import replacing
+    from mlx_ltx2.media.files import writing
 
     tensors = {n: np.ascontiguousarray(v) for n, v in unpack(weights)[name].items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        save_file(tensors, str(part))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A folder of its own: another process may be writing the same file.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            part = Path(folder) / path.name
+            save_file(tensors, str(part))
+            os.replace(part, path)
     return path
 
 

@@ -96,3 +96,20 @@ def test_the_style_lora_is_a_file(cache) -> None:
     plan = LTX2Pipeline.from_pretrained("demo").plan("a red circle", loras="demo::outlines")
     (lora,) = plan.stages[0].loras
     assert lora.path.endswith("outlines.safetensors") and str(cache) in lora.path
+
+
+@pytest.mark.skipif(not trained.is_packed(), reason="the trained weights are not packed yet")
+def test_processes_that_write_the_style_lora_at_once_do_not_meet(tmp_path, monkeypatch) -> None:
+    import safetensors.numpy
+
+    path, save, others = tmp_path / "loras" / "outlines.safetensors", safetensors.numpy.save_file, []
+
+    def meanwhile(tensors, name):
+        save(tensors, name)
+        if not others:
+            others.append(True)
+            trained.write_style("outlines", path)
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", meanwhile)
+    trained.write_style("outlines", path)
+    assert others and [file.name for file in path.parent.iterdir()] == [path.name]
