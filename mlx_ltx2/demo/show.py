@@ -20,7 +20,7 @@ TEXTS = (
     "a blue square bouncing",
     "a yellow star growing on a navy background",
     "a green triangle moving in a circle",
-    "a red circle on the left standing still and a cyan square on the right bouncing",
+    "a red circle on the left bouncing and a cyan square on the right standing still",
 )
 RETAKEN = (0.7, 1.4)  # seconds
 
