@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,26 @@ def tiny_model(tiny_sources, tmp_path_factory: pytest.TempPathFactory):
         return made[key]
 
     return model
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """small_disk(bytes): a folder on a file system of its own of that size."""
+    made: list[Path] = []
+    mount = shutil.which("mount")
+
+    def make(nbytes: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        command = [str(mount), "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)]
+        if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("no small disk can be mounted here: macOS has no tmpfs, and mounting takes root")
+        made.append(folder)
+        return folder
+
+    yield make
+    for folder in made:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 SMALL = ("--height", "64", "--width", "64", "--num-frames", "9")

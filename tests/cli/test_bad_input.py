@@ -5,8 +5,6 @@ Every row runs the real command in this process. A row is bad before any weights
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -186,30 +184,6 @@ def test_unwritable_output(tiny_model, refused, here, monkeypatch) -> None:
     refused(command(tiny_model()), MEDIA, "cannot be written to", "Permission denied")
 
 
-@pytest.fixture
-def small_disk(here):
-    """small_disk(bytes): a folder on a file system of its own of that size."""
-    made: list[Path] = []
-
-    def mount(nbytes: int) -> Path:
-        folder = here / "disk"
-        folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={nbytes}", "tmpfs", str(folder)],
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode:  # macOS has no tmpfs, and mounting takes root
-            pytest.skip("no right to mount a small disk here")
-        made.append(folder)
-        return folder
-
-    yield mount
-    for folder in made:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.name != "posix", reason="needs mount")
 def test_full_disk_at_the_start(tiny_model, refused, small_disk) -> None:
     disk = small_disk(4096 * 2)
     (disk / "fill").write_bytes(b"x" * 8192)

@@ -313,12 +313,17 @@ def test_long_weights_are_turned_in_memory_only(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("metal", "architecture", "rows"),
-    [(True, "applegpu_g13s", 256), (True, "applegpu_g14g", 256), (True, "applegpu_g15d", None), (False, "x86_64", 16)],
+    ("metal", "device", "architecture", "rows"),
+    [
+        (True, mx.gpu, "applegpu_g13s", 256),
+        (True, mx.gpu, "applegpu_g14g", 256),
+        (True, mx.gpu, "applegpu_g15d", None),
+        (False, mx.cpu, "x86_64", 16),
+        (False, mx.gpu, "sm_90", None),
+    ],
 )
-def test_the_choice_follows_the_chip(monkeypatch, metal: bool, architecture: str, rows: int | None) -> None:
+def test_the_choice_follows_the_chip(monkeypatch, metal, device, architecture, rows) -> None:
     monkeypatch.setattr(mx.metal, "is_available", lambda: metal)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(device, 0))
     monkeypatch.setattr(mx, "device_info", lambda: {"architecture": architecture})
-    if not metal and mx.default_device().type != mx.cpu:  # CUDA is neither Metal nor this row's CPU
-        pytest.skip("no CPU backend")
     assert quantize.wide_rows() == rows

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import subprocess
 from fractions import Fraction
 
 import av
@@ -334,17 +332,8 @@ def test_a_read_only_folder_is_found_early(tmp_path):
 
 
 @pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 200 kB, where one can be mounted."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [mount, "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
-    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        # macOS has no tmpfs, and mounting takes root.
-        pytest.skip("no small file system can be mounted here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def tiny_disk(small_disk):
+    return small_disk(200_000)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".gif", ".webp", ".png", ".jpg", ".wav"])
