@@ -12,8 +12,9 @@ import av
 import numpy as np
 
 from mlx_ltx2.errors import MediaError, RequestError
-from mlx_ltx2.media.files import reading, replacing
+from mlx_ltx2.media.files import replacing
 from mlx_ltx2.media.metadata import pack
+from mlx_ltx2.media.opening import opened
 from mlx_ltx2.states import Waveform
 
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
@@ -45,7 +46,7 @@ def read_audio(path: str | os.PathLike[str], start_seconds: float = 0.0, max_sec
         raise RequestError(f"audio start {start_seconds} s is not possible; use 0 or more.")
     if max_seconds is not None and not (np.isfinite(max_seconds) and max_seconds > 0):
         raise RequestError(f"audio length {max_seconds} s is not possible; use more than 0, or leave it out.")
-    with reading(path, "audio"), av.open(os.fspath(path)) as container:
+    with opened(path, "audio") as container:
         if not container.streams.audio:
             raise MediaError(f"{path} has no sound track; give a sound file or a video with sound.")
         samples, rate_hz, total = _decode(container, start_seconds, max_seconds)

@@ -31,6 +31,8 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         raise MediaError(f"{what} file {path} does not exist; check the path.")
     if os.path.isdir(path):
         raise MediaError(f"{path} is a folder, not a file that holds {_article(what)}; name one file.")
+    if not os.path.isfile(path):  # a pipe or a device may never end
+        raise MediaError(f"{path} is a pipe or a device, not a file that holds {_article(what)}; save it as a file.")
     try:
         yield
     except LTX2Error:

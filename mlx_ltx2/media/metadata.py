@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import av
 from PIL import ExifTags, Image, PngImagePlugin
 
 from mlx_ltx2.errors import RequestError
 from mlx_ltx2.media.files import ANIMATION_SUFFIXES, STILL_SUFFIXES, reading
+from mlx_ltx2.media.opening import opened
 
 _KEY = "mlx_ltx2"
 _JPEG_COMMENT_BYTES = 65533
@@ -84,7 +84,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     if Path(path).suffix.lower() in STILL_SUFFIXES + ANIMATION_SUFFIXES:
         tags = _image_tags(path)
     else:
-        with reading(path, "media file"), av.open(os.fspath(path)) as container:
+        with opened(path, "media file") as container:
             tags = {str(k).lower(): str(v) for k, v in container.metadata.items()}
     ours = unpack(tags.get("comment", ""))
     return tags if ours is None else ours

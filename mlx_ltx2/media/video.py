@@ -12,7 +12,7 @@ import av
 import numpy as np
 
 from mlx_ltx2.errors import MediaError, RequestError
-from mlx_ltx2.media.files import reading
+from mlx_ltx2.media.opening import opened, shown_stream
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def probe(path: str | os.PathLike[str], *, count: bool = False) -> MediaInfo:
     count: decode the whole stream when the container does not say how many frames there are.
     Raises MediaError if the file cannot be read or has no video stream.
     """
-    with reading(path, "video"), av.open(os.fspath(path)) as container:
-        stream = video_stream(container, path)
+    with opened(path, "video") as container:
+        stream = shown_stream(container, path)
         first = next(container.decode(stream), None)
         if first is None:
             raise MediaError(f"the video stream of {path} is empty; it holds not one frame.")
@@ -100,8 +100,8 @@ def read_frames(
 
 
 def _frames(path: str | os.PathLike[str], start: float, max_frames: int | None, by_time: bool) -> Iterator[np.ndarray]:
-    with reading(path, "video"), av.open(os.fspath(path)) as container:
-        stream = video_stream(container, path)
+    with opened(path, "video") as container:
+        stream = shown_stream(container, path)
         stream.thread_type = "AUTO"
         fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
         skipped = round(start * fps)
@@ -121,19 +121,6 @@ def _frames(path: str | os.PathLike[str], start: float, max_frames: int | None, 
             given += 1
             if given == max_frames:
                 return
-
-
-def video_stream(container: Any, path: str | os.PathLike[str]) -> Any:
-    """The stream that players show. Raises: MediaError if there is none."""
-    # A cover picture in a sound file is a video stream to ffmpeg and none to anybody else.
-    streams = [s for s in container.streams.video if not _is_cover(s)]
-    if not streams:
-        raise MediaError(f"{path} has no video stream; give a video file.")
-    return streams[0]
-
-
-def _is_cover(stream: Any) -> bool:
-    return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
 
 
 def _quarter_turns(frame: Any) -> int:

@@ -31,7 +31,8 @@ from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
 from mlx_ltx2.media.h264 import THREADS, encoder_options
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.media.metadata import container_tags, read_metadata, still_arguments
-from mlx_ltx2.media.video import probe, video_stream
+from mlx_ltx2.media.opening import open_media, opened, shown_stream
+from mlx_ltx2.media.video import probe
 from mlx_ltx2.states import Waveform
 
 __all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
@@ -258,8 +259,8 @@ class CopySink:
             raise MediaError(f"{picture} is turned when it is shown.")
         self._container = _open_movie(partial, fps, metadata)
         try:
-            with reading(picture, "video"), av.open(os.fspath(picture)) as source:
-                stream = video_stream(source, picture)
+            with opened(picture, "video") as source:
+                stream = shown_stream(source, picture)
                 codec = stream.codec.canonical_name
                 if codec not in self._container.supported_codecs:
                     raise MediaError(f"{partial.suffix} files hold no {codec} pictures.")
@@ -273,8 +274,8 @@ class CopySink:
 
     def finish(self, audio: Waveform | None) -> None:
         sound = [] if audio is None else _encode_audio(self._container, audio, self._frames, self._fps)
-        with av.open(os.fspath(self._picture)) as source:  # it could be read before: what fails now is the writing
-            stream = video_stream(source, self._picture)
+        with open_media(self._picture, "video") as source:
+            stream = shown_stream(source, self._picture)
             pictures = _packets_for(source, stream, self._copy, stream.start_time or 0)
             for packet in heapq.merge(pictures, sound, key=lambda p: float(p.dts * p.time_base)):
                 self._container.mux(packet)
@@ -341,8 +342,8 @@ def remux_audio(
     """
     with (
         replacing(output) as partial,
-        _opened(video_path, "video") as pictures,
-        _opened(audio_source, "audio") as sounds,
+        open_media(video_path, "video") as pictures,
+        open_media(audio_source, "audio") as sounds,
     ):
         if not pictures.streams.video:
             raise MediaError(f"{video_path} has no video stream.")
@@ -362,15 +363,9 @@ def remux_audio(
                 target.mux(packet)
 
 
-def _opened(path: str | os.PathLike[str], what: str) -> Any:
-    """A container that is open for reading."""
-    with reading(path, what):
-        return av.open(os.fspath(path))
-
-
 def _packets_for(source: Any, stream: Any, copy: Any, start: int = 0) -> Iterable[Any]:
     """start: time stamp that becomes 0."""
-    with reading(source.name, stream.type):
+    with reading(source.name.removeprefix("file:"), stream.type):
         for packet in source.demux(stream):
             if packet.dts is not None:
                 packet.stream = copy
