@@ -19,6 +19,7 @@ from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, replacing
 from mlx_ltx2.pipelines import parts, presets, recipes
 from mlx_ltx2.pipelines.budget import MemoryOptions, MemoryPlan, plan_memory
+from mlx_ltx2.pipelines.inputs import IN_MEMORY, input_hashes
 from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
@@ -200,7 +201,7 @@ class LTX2Pipeline:
         if self.prompt_cache and not session.contexts and session.prompt_cache is None:
             session.prompt_cache = self.networks.embedding_cache(prompt_folder(), session.progress.note)
         session.memory = self.plan_memory(plan, contexts_given=bool(session.contexts))
-        plan = replace(plan, memory=session.memory.to_dict())
+        plan = replace(plan, memory=session.memory.to_dict(), inputs=input_hashes(Request(**plan.request)))
         with memory.limits(memory_bytes=session.memory.budget, say=session.progress.note):
             running = Run(plan, self.networks, session)
             latents = running.latents()
@@ -242,7 +243,7 @@ class LTX2Pipeline:
 def _named(video: Any) -> str | None:
     """What a record says about a source clip."""
     if isinstance(video, Clip):
-        return str(video.path or "a clip in memory")
+        return str(video.path or IN_MEMORY)
     return None if video is None else str(video)
 
 
@@ -327,12 +328,14 @@ def first_noise(
 
 
 def record(plan: Plan) -> Mapping[str, str]:
-    """What a finished file says about how it was made."""
+    """What a finished file says about how it was made; "inputs" is JSON: path -> SHA-256."""
     values = {"prompt": plan.prompt, "seed": str(plan.seed), "model": plan.model, "pipeline": plan.pipeline}
     if plan.enhanced_prompt:
         values["enhanced_prompt"] = plan.enhanced_prompt
     if plan.negative_prompt:
         values["negative_prompt"] = plan.negative_prompt
+    if plan.inputs:
+        values["inputs"] = as_json(plan.inputs)
     return {**values, "tool": f"mlx-ltx2 {VERSION}", "request": as_json(plan.request), "plan": _lasting(plan).to_json()}
 
 

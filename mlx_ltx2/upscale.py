@@ -21,8 +21,10 @@ from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline
 from mlx_ltx2.media.audio import read_audio
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio
 from mlx_ltx2.media.images import load_image
+from mlx_ltx2.media.pictures import read_picture
 from mlx_ltx2.media.video import probe, read_frames
 from mlx_ltx2.pipelines.plan import as_json
+from mlx_ltx2.pipelines.text import valid_text
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
 from mlx_ltx2.shapes import LatentShape, VideoShape, check_video_shape
 from mlx_ltx2.stages.decode_video import decode_video
@@ -76,6 +78,7 @@ def plan_upscale(
 
     Raises: RequestError, MediaError.
     """
+    prompt = None if prompt is None else valid_text("prompt", prompt)
     scale = (None if temporal else 2.0) if scale is None else float(scale)
     if scale is not None and scale not in SPATIAL:
         raise RequestError(f"scale {scale:g} is not possible; use {' or '.join(f'{s:g}' for s in SPATIAL)}.")
@@ -181,7 +184,13 @@ class _Upscale:
 
     def _encoded(self) -> mx.array:
         plan = self.plan
-        frames = load_image(plan.source)[None] if plan.still else read_frames(plan.source)
+        if plan.still:
+            picture = read_picture(plan.source)
+            frames = picture.pixels[None]
+            for note in picture.notes:
+                self.progress.note(note)
+        else:
+            frames = read_frames(plan.source)
         if len(frames) != plan.original.frames:
             raise ShapeError(f"{plan.source} has {len(frames)} frames and says it has {plan.original.frames}.")
         grid = padded(frames, self.scale, 2 if "spatial-x1.5" in plan.kinds else 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +52,7 @@ def cli() -> None:
 
 def run(command: click.Command, args: Sequence[str] | None = None, name: str = "mlx-ltx2") -> int:
     """Run a click command and turn every outcome into an exit code; errors are one sentence on stderr."""
+    _print_anything()
     try:
         command.main(args=list(sys.argv[1:] if args is None else args), prog_name=name, standalone_mode=False)
     except LTX2Error as error:
@@ -73,6 +76,17 @@ def run(command: click.Command, args: Sequence[str] | None = None, name: str = "
         )
         return _complain(text, 1)
     return 0
+
+
+def _print_anything() -> None:
+    """What a terminal cannot show, such as bytes of a file name that are no text, is printed escaped.
+
+    An ASCII terminal is taken for one of UTF-8, as click does.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ascii_only = codecs.lookup(stream.encoding).name == "ascii"
+            stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
 
 
 def _complain(text: str, code: int) -> int:

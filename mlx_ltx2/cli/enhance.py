@@ -40,22 +40,25 @@ def command(
     """Rewrite a prompt with the text encoder's language model and print it."""
     from mlx_ltx2.generate import DEFAULT_MODEL
     from mlx_ltx2.library import open_model, open_text_encoder
-    from mlx_ltx2.media.images import load_image
+    from mlx_ltx2.media.pictures import read_picture
     from mlx_ltx2.memory import PeakReport
     from mlx_ltx2.pipelines.parts import check_enhancement
+    from mlx_ltx2.pipelines.text import valid_text
     from mlx_ltx2.progress import make_progress
     from mlx_ltx2.stages.enhance import enhance_prompt
     from mlx_ltx2.stages.plan import EnhanceUse
     from mlx_ltx2.weights.networks import Networks
     from mlx_ltx2.weights.text_encoder import load_text_encoder
 
+    prompt = valid_text("prompt", prompt)
     check_enhancement(max_tokens, temperature)
     if not 0 <= seed < 2**63:
         raise RequestError(f"seed {seed} is no whole number from 0 to 2^63-1.")
     system = None if system_prompt is None else _instructions(Path(system_prompt))
-    if image is not None:
-        load_image(image)  # a file that is no image is said now, though nobody looks at it
     shown = make_progress(opts.progress_style(progress, quiet))
+    if image is not None:  # a file that is no image is said now, though nobody looks at it
+        for note in read_picture(image).notes:
+            shown.note(note)
     if text_encoder is not None and model is None:
         folder = open_text_encoder(text_encoder, shown)
         text = enhance_prompt(

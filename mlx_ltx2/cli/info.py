@@ -24,7 +24,7 @@ def command(path: str, as_json: bool, verify: bool, quiet: bool) -> None:
     if verify:
         facts["verified"] = f"{_verified(path, facts, quiet) / 1e6:.1f} MB agree with their hashes"
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+        click.echo(opts.json_text(facts))
         return
     for name, value in facts.items():
         if isinstance(value, dict):

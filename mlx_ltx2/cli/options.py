@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -302,6 +304,12 @@ def request_values(options: dict[str, Any]) -> dict[str, Any]:
 def _with(parts: tuple[Any, ...], place: int, default: Any) -> tuple[Any, ...]:
     """The parts with a default at `place` if they end before it."""
     return (*parts, default) if len(parts) == place and default is not None else parts
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON for stdout; on a terminal that cannot show all of Unicode, in ASCII."""
+    unicode = codecs.lookup(sys.stdout.encoding or "ascii").name.startswith("utf")
+    return json.dumps(value, indent=2, ensure_ascii=not unicode, default=str)
 
 
 def progress_style(progress: str | None, quiet: bool) -> str:

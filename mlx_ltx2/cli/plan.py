@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +25,7 @@ def command(as_json: bool, **given: Any) -> None:
     from mlx_ltx2.pipelines.presets import wanted_variant
     from mlx_ltx2.pipelines.run import required_components
     from mlx_ltx2.progress import make_progress
+    from mlx_ltx2.stages.check_media import check_media
 
     request, model, _, report = split_options(given)
     prompt = request.pop("prompt", None)
@@ -41,9 +41,9 @@ def command(as_json: bool, **given: Any) -> None:
     )
     plan = pipeline.plan(prompt, **request)
     memory = pipeline.plan_memory(plan)
-    plan = replace(plan, memory=memory.to_dict())
+    plan = replace(plan, memory=memory.to_dict(), notes=(*plan.notes, *check_media(plan.stages)))
     if as_json:
-        click.echo(json.dumps(plan.to_dict(), indent=2, default=str, ensure_ascii=False))
+        click.echo(opts.json_text(plan.to_dict()))
         return
     traits = pipeline.networks.traits
     click.echo(describe(plan, traits.video_scale, traits.audio_scale))

@@ -10,59 +10,25 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
 from mlx_ltx2.errors import MediaError, RequestError
 from mlx_ltx2.media.animation import write_still
-from mlx_ltx2.media.files import STILL_SUFFIXES, reading, replacing
+from mlx_ltx2.media.files import STILL_SUFFIXES, replacing
 from mlx_ltx2.media.h264 import THREADS, encoder_options
 from mlx_ltx2.media.metadata import still_arguments
+from mlx_ltx2.media.pictures import read_picture
+
+MAX_ENCODED_SIDE = 16384
+"""The longest side that x264 takes."""
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a picture as uint8 (H, W, 3) sRGB, the way a viewer shows it.
+    """Read a picture as uint8 (H, W, 3) sRGB, the way a viewer shows it; see `read_picture`, which also says how.
 
-    EXIF orientation is applied (mirrored ones too), an embedded colour profile is converted to sRGB, alpha is
-    dropped, 16-bit, grey, palette and CMYK pictures become 8-bit RGB; of an animation the first frame counts.
-    Raises MediaError if the file is missing, damaged or no picture.
-    Source: ltx-pipelines 1.2.0, media_io/decode.py, `decode_image` (which ignores mirrored orientations).
+    Raises MediaError if the file is missing, damaged, too large or no picture.
     """
-    with reading(path, "image"):
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                profile = opened.info.get("icc_profile")
-                upright = ImageOps.exif_transpose(opened)
-        except Image.DecompressionBombError as error:
-            raise MediaError(f"{path} has too many pixels to be opened safely ({error}); shrink it first.") from error
-        return np.array(_to_srgb(_to_8_bit(upright), profile), dtype=np.uint8)
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        span = 1.0 if image.mode == "F" and values.max() <= 1.0 else 65535.0
-        return Image.fromarray(np.clip(np.rint(values * (255.0 / span)), 0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "RGBa", "RGBX"):
-        return image.convert("RGBA").convert("RGB")
-    if image.mode in ("LA", "La", "1"):
-        return image.convert("L")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")
-    return image
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            if converted is not None:
-                return converted
-        except (ImageCms.PyCMSError, OSError, ValueError):
-            # A broken profile, or one for another kind of pixels, says nothing about these pixels.
-            pass
-    return image.convert("RGB")
+    return read_picture(path).pixels
 
 
 def crf_degrade(image: np.ndarray, crf: float) -> np.ndarray:
@@ -90,6 +56,26 @@ def crf_degrade(image: np.ndarray, crf: float) -> np.ndarray:
     encoded.seek(0)
     with av.open(encoded, "r") as decoded:
         return next(decoded.decode(video=0)).to_ndarray(format="rgb24")
+
+
+def encodable(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture that x264 takes: itself, or of one with a side over MAX_ENCODED_SIDE what `resize_and_crop` will show.
+
+    The official order compresses the whole picture and crops afterwards, and its pixels are kept wherever that works;
+    where it does not, the centre is cut out first. What is too long even then is reduced by a whole factor.
+    image: uint8 (h, w, 3). height, width: the size that it is prepared for. Returns uint8 (h', w', 3).
+    """
+    rows, columns = image.shape[:2]
+    if max(rows, columns) <= MAX_ENCODED_SIDE:
+        return image
+    scale = max(height / rows, width / columns)
+    kept_rows, kept_columns = min(rows, math.ceil(height / scale)), min(columns, math.ceil(width / scale))
+    top, left = (rows - kept_rows) // 2, (columns - kept_columns) // 2
+    shown = image[top : top + kept_rows, left : left + kept_columns]
+    factor = math.ceil(max(shown.shape[:2]) / MAX_ENCODED_SIDE)
+    if factor == 1:
+        return shown
+    return np.asarray(Image.fromarray(np.ascontiguousarray(shown)).reduce(factor))
 
 
 def resize_and_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -130,6 +116,10 @@ def _bilinear(
 ) -> np.ndarray:
     low, high, weight = rows
     weight = weight[:, None, None]
+    needed = np.unique(np.concatenate(columns[:2]))
+    if len(needed) < frame.shape[1]:  # of a panorama most columns are cut off or skipped
+        frame = frame[:, needed]
+        columns = (np.searchsorted(needed, columns[0]), np.searchsorted(needed, columns[1]), columns[2])
     mixed = frame[low].astype(np.float32) * (1 - weight) + frame[high].astype(np.float32) * weight
     low, high, weight = columns
     weight = weight[None, :, None]
@@ -146,7 +136,7 @@ def prepare_image(path: str | os.PathLike[str], height: int, width: int, crf: fl
 
     crf: 33 for LTX-2 and 2.3, 18 from 2.4 on, 0 for none. Returns float32 (1, height, width, 3) in [-1, 1].
     """
-    degraded = crf_degrade(load_image(path), crf)
+    degraded = crf_degrade(encodable(load_image(path), height, width), crf)
     return normalize_pixels(resize_and_crop(degraded[None], height, width))
 
 

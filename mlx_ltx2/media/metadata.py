@@ -10,8 +10,9 @@ from pathlib import Path
 from PIL import ExifTags, Image, PngImagePlugin
 
 from mlx_ltx2.errors import RequestError
-from mlx_ltx2.media.files import ANIMATION_SUFFIXES, STILL_SUFFIXES, reading
+from mlx_ltx2.media.files import ANIMATION_SUFFIXES, STILL_SUFFIXES
 from mlx_ltx2.media.opening import opened
+from mlx_ltx2.media.pictures import open_picture
 
 _KEY = "mlx_ltx2"
 _JPEG_COMMENT_BYTES = 65533
@@ -91,7 +92,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _image_tags(path: str | os.PathLike[str]) -> dict[str, str]:
-    with reading(path, "image"), Image.open(path) as image:
+    with open_picture(path) as image:
         tags = {k: v for k, v in getattr(image, "text", {}).items() if isinstance(v, str)}
         comment = image.info.get("comment", image.getexif().get(ExifTags.Base.ImageDescription))
         if isinstance(comment, bytes):

@@ -18,6 +18,7 @@ class Plan:
     """pipeline, prompts, seed and stages of a run, ready for JSON.
 
     request: the options as they were given, from which `rerun` makes the plan again.
+    inputs: path -> SHA-256 of the files that it reads (`inputs.input_hashes`), known once it runs.
     audio_from: number of the stage whose audio ships, "input" for the given recording, "source" for a retaken clip's
     own track, or None. enhanced_prompt: what the language model wrote, known once it ran.
     memory: predicted bytes by component and phase and what is streamed (`budget.MemoryPlan`), known once the machine
@@ -43,6 +44,7 @@ class Plan:
     video_out: bool = True
     memory: Mapping[str, Any] = field(default_factory=dict)
     request: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -59,7 +61,7 @@ class Plan:
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        return as_json({**self.to_dict(), "request": None})
+        return as_json({**self.to_dict(), "request": None, "inputs": None})
 
 
 def as_json(value: Any) -> str:

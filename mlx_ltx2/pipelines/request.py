@@ -13,6 +13,7 @@ from mlx_ltx2.errors import RequestError
 if TYPE_CHECKING:
     from mlx_ltx2.media.video import MediaInfo
 from mlx_ltx2.pipelines.spellings import translate
+from mlx_ltx2.pipelines.text import valid_text
 
 PathLike = str | Path
 
@@ -134,7 +135,11 @@ class Request:
 
         Raises: RequestError for an option that does not exist, with the nearest one that does.
         """
-        return cls(**_normalised(options))
+        values = _normalised(options)
+        for name in ("prompt", "negative_prompt"):
+            if isinstance(values.get(name), str):
+                values[name] = valid_text(name.replace("_", " "), values[name])
+        return cls(**values)
 
     def given(self) -> dict[str, Any]:
         """The fields that differ from an empty request: what the user really asked for."""

@@ -103,7 +103,8 @@ class Run:
         self.memory = session.memory or MemoryPlan(default_budget())
         self.pressure = PressureWatch(session.memory_is_short, session.progress.note)
         self.source = None if plan.video_input is None else self._opened(plan.video_input)
-        check_media(plan.stages)
+        for note in check_media(plan.stages):
+            session.progress.note(note)
         for stage in plan.stages:
             if stage.upsample and plan.spatial_upscaler is not None:
                 check_upsampler_file(plan.spatial_upscaler, stage.upsample)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mlx_ltx2.errors import MediaError
-from mlx_ltx2.media.images import load_image
+from mlx_ltx2.media.pictures import read_picture
 from mlx_ltx2.media.video import MediaInfo, probe
 from mlx_ltx2.stages.plan import ReferenceUse, StagePlan
 
@@ -13,13 +13,18 @@ _SAME_SHAPE = 0.02
 """How much the aspect ratios of a mask and its reference may differ, relatively: rounding to even sides."""
 
 
-def check_media(stages: Iterable[StagePlan]) -> None:
-    """Raise MediaError unless every image can be read, and every reference and mask is long enough and of one shape."""
+def check_media(stages: Iterable[StagePlan]) -> tuple[str, ...]:
+    """Raise MediaError unless every image can be read, and every reference and mask is long enough and of one shape.
+
+    Returns what has to be said about how they are read, once per file.
+    """
     stages = list(stages)
+    notes: list[str] = []
     for path in dict.fromkeys(use.path for stage in stages for use in stage.images):
-        load_image(path)
+        notes += read_picture(path).notes
     for use, frames in dict.fromkeys((use, s.shape.frames) for s in stages for use in s.references):
         _check_reference(use, frames)
+    return tuple(notes)
 
 
 def _check_reference(use: ReferenceUse, frames: int) -> None:

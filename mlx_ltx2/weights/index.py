@@ -53,7 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write beside the target and rename, so that no half file is ever seen."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     beside.replace(path)
 
 
