@@ -61,15 +61,6 @@ def test_an_srgb_profile_changes_nothing_and_a_broken_one_is_ignored(tmp_path):
         assert np.abs(load_image(tmp_path / name).astype(int) - corners(8, 8)).max() <= 1
 
 
-def test_alpha_is_dropped_and_not_blended(tmp_path):
-    rgba = np.dstack([corners(6, 6), np.zeros((6, 6), np.uint8)])
-    Image.fromarray(rgba).save(tmp_path / "clear.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "clear.png"), corners(6, 6))
-    grey = np.dstack([np.full((4, 4), 90, np.uint8), np.zeros((4, 4), np.uint8)])
-    Image.fromarray(grey).save(tmp_path / "la.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "la.png"), np.full((4, 4, 3), 90))
-
-
 def test_grey_palette_bilevel_sixteen_bit_float_and_cmyk_become_rgb(tmp_path):
     ramp = np.linspace(0, 255, 64).reshape(8, 8).round().astype(np.uint8)
     grey = np.repeat(ramp[..., None], 3, 2)
