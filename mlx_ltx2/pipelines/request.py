@@ -226,7 +226,12 @@ def _one(kind: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return cls(*value)
     if isinstance(value, Mapping):
-        return cls(**value)
+        settings = [f.name for f in fields(cls)]
+        for name in value:
+            if name not in settings:
+                raise RequestError(f"{kind} {value!r}: there is no setting {name!r}; use {', '.join(settings)}.")
+        if "path" in value:
+            return cls(**value)
     raise RequestError(f"{kind} {value!r} is no path; give a path, or (path, ...) with its settings.")
 
 
