@@ -15,6 +15,7 @@ from mlx import nn
 
 from mlx_ltx2.errors import ShapeError, WeightsError
 from mlx_ltx2.models.layers.norm import pixel_norm
+from mlx_ltx2.shapes import AudioScale
 
 NORM_EPS = 1e-6
 _ATTENTION_FALLBACK = (8, 16, 32)
@@ -42,7 +43,12 @@ class AudioVAEConfig:
     @property
     def latent_mel(self) -> int:
         """Rows of a latent along the mel axis: each halving pads one row, hence floor."""
-        return self.mel_bins // 2 ** (len(self.multipliers) - 1)
+        return self.mel_bins // self.scale.downsample
+
+    @property
+    def scale(self) -> AudioScale:
+        """The clock of the latents: every level but the first halves the time."""
+        return AudioScale(self.rate_hz, self.hop_length, 2 ** (len(self.multipliers) - 1))
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any]) -> AudioVAEConfig:

@@ -64,8 +64,13 @@ class VideoVAEConfig:
 
     @property
     def scale(self) -> VideoScale:
-        """Compression of the clip, read off the block list (8 in time, 32 in space for both generations)."""
+        """Compression of the clip, read off the block list (8 in time, 32 in space for both generations).
+
+        Without a list: that of the released models.
+        """
         blocks = self.encoder_blocks or self.decoder_blocks
+        if not blocks:
+            return VideoScale()
         time = math.prod(block.stride[0] for block in blocks)
         return VideoScale(time, self.patch_size * math.prod(block.stride[1] for block in blocks))
 
