@@ -128,7 +128,8 @@ class PerChannelStatistics(nn.Module):
 
     def _rows(self, name: str, x: mx.array) -> mx.array:
         mel, channels = x.shape[-2:]
-        return self[name].astype(x.dtype).reshape(channels, mel).T
+        out: mx.array = self[name].astype(x.dtype).reshape(channels, mel).T
+        return out
 
 
 class CausalConv2d(nn.Module):
@@ -143,7 +144,8 @@ class CausalConv2d(nn.Module):
         if self._reach:
             side = self._reach // 2
             x = mx.pad(x, [(0, 0), (self._reach, 0), (side, self._reach - side), (0, 0)])
-        return self.conv(x)
+        out: mx.array = self.conv(x)
+        return out
 
 
 class Downsample(nn.Module):
@@ -154,7 +156,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.pad(x, [(0, 0), (2, 0), (0, 1), (0, 0)]))
+        out: mx.array = self.conv(mx.pad(x, [(0, 0), (2, 0), (0, 1), (0, 0)]))
+        return out
 
 
 class Upsample(nn.Module):
@@ -207,7 +210,8 @@ class Level(nn.Module):
         for block in self.block:
             x = block(x)
         if "downsample" in self:
-            return self.downsample(x)
+            out: mx.array = self.downsample(x)
+            return out
         return self.upsample(x) if "upsample" in self else x
 
 

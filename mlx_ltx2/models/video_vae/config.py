@@ -115,7 +115,8 @@ class VideoVAEConfig:
 
 def _padding(section: Mapping[str, Any], side: str, fallback: str) -> str:
     key = "spatial_padding_mode"
-    return _expect(section, key if key in section else f"{side}_{key}", PADDING_MODES, fallback)
+    value: str = _expect(section, key if key in section else f"{side}_{key}", PADDING_MODES, fallback)
+    return value
 
 
 def _expect(section: Mapping[str, Any], key: str, allowed: Sequence[Any], fallback: Any) -> Any:
