@@ -96,7 +96,7 @@ def stream(header: Header, tensors: Iterable[Tensor], writer: ShardWriter, advan
 
 
 def _convert(
-    file,
+    file: FileIO,
     header: Header,
     info: TensorInfo,
     tensors: list[Tensor],

@@ -54,7 +54,8 @@ def to_float32(raw: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "BF16":
         return (raw.astype(np.uint32) << 16).view(np.float32)
     if dtype == "F8_E4M3":
-        return E4M3[raw]
+        result: np.ndarray = E4M3[raw]
+        return result
     return raw.astype(np.float32)
 
 

@@ -106,5 +106,10 @@ class PlainProgress(SilentProgress):
 
 def make_progress(style: str) -> Progress:
     """ "bar", "json", "plain" or "none"."""
-    styles = {"bar": TerminalProgress, "json": JsonProgress, "plain": PlainProgress, "none": SilentProgress}
+    styles: dict[str, Callable[[], Progress]] = {
+        "bar": TerminalProgress,
+        "json": JsonProgress,
+        "plain": PlainProgress,
+        "none": SilentProgress,
+    }
     return styles[style]()

@@ -1,4 +1,4 @@
-"""What a checkpoint is and can do. The only place that parses a version.
+"""What a checkpoint is and can do. The only place that parses a version; sizes come from the networks' own configs.
 
 Sources: official `ltx_core.loader` (config and model_version in the safetensors metadata) and
 `ltx_pipelines.utils.constants` (defaults per generation).
@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.audio_vae import AudioVAEConfig
+from mlx_ltx2.models.text import TextProjectionsConfig
+from mlx_ltx2.models.transformer import TransformerConfig
+from mlx_ltx2.models.video_vae import VideoVAEConfig
 from mlx_ltx2.shapes import AudioScale, VideoScale
 
 SUPPORTED = "LTX-2 (19B) and LTX-2.3 (22B)"
-_SPACE_BLOCKS = ("compress_space", "compress_all")
-_TIME_BLOCKS = ("compress_time", "compress_all")
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -99,9 +102,29 @@ class Traits:
     def distilled(self) -> bool:
         return self.variant == "distilled"
 
+    @cached_property
+    def transformer(self) -> TransformerConfig:
+        """The transformer's own reading of its section. Raises: WeightsError as that does."""
+        return TransformerConfig.from_dict(self.config["transformer"])
+
+    @cached_property
+    def text_projections(self) -> TextProjectionsConfig:
+        """The text projections' own reading of the transformer's section. Raises: WeightsError as that does."""
+        return TextProjectionsConfig.from_dict(self.config["transformer"])
+
+    @cached_property
+    def video_vae(self) -> VideoVAEConfig:
+        """The video VAE's own reading of its section; the fallbacks of every key where the model has none."""
+        return VideoVAEConfig.from_dict(self.config.get("vae", {}))
+
+    @cached_property
+    def audio_vae(self) -> AudioVAEConfig:
+        """The audio VAE's own reading of its section; the released models' values where the model has none."""
+        return AudioVAEConfig.from_dict(self.config["audio_vae"]) if self.has_audio else AudioVAEConfig()
+
     @property
     def num_blocks(self) -> int:
-        return int(self.config["transformer"].get("num_layers", 48))
+        return self.transformer.layers
 
     @property
     def stg_block(self) -> int:
@@ -115,36 +138,23 @@ class Traits:
 
     @property
     def latent_channels(self) -> int:
-        return int(self.config.get("vae", {}).get("latent_channels", 128))
+        """Of a video latent; the released models' value where the model has no VAE."""
+        return 128 if self.video_vae is None else self.video_vae.latent_channels
 
     @property
     def video_scale(self) -> VideoScale:
-        """Compression of the video VAE, counted from its block list."""
-        vae = self.config.get("vae", {})
-        blocks = [b[0] for b in vae.get("encoder_blocks") or vae.get("decoder_blocks") or ()]
-        if not blocks:
-            return VideoScale()
-        space = sum(b.startswith(_SPACE_BLOCKS) for b in blocks)
-        time = sum(b.startswith(_TIME_BLOCKS) for b in blocks)
-        return VideoScale(2**time, int(vae.get("patch_size", 4)) * 2**space)
-
-    @property
-    def _audio(self) -> Mapping[str, Any]:
-        return self.config.get("audio_vae", {})
+        """Compression of the video VAE."""
+        return self.video_vae.scale
 
     @property
     def audio_scale(self) -> AudioScale:
-        params = self._audio.get("model", {}).get("params", {})
-        stft = self._audio.get("preprocessing", {}).get("stft", {})
-        downsample = 2 ** (len(params.get("ddconfig", {}).get("ch_mult", (1, 2, 4))) - 1)
-        return AudioScale(int(params.get("sampling_rate", 16000)), int(stft.get("hop_length", 160)), downsample)
+        """The clock of audio latents."""
+        return self.audio_vae.scale
 
     @property
     def audio_latent(self) -> tuple[int, int]:
         """(mel bins, channels) of one audio latent: (16, 8) in the released models."""
-        dd = self._audio.get("model", {}).get("params", {}).get("ddconfig", {})
-        bins = int(dd.get("mel_bins", 64)) // 2 ** (len(dd.get("ch_mult", (1, 2, 4))) - 1)
-        return bins, int(dd.get("z_channels", 8))
+        return self.audio_vae.latent_mel, self.audio_vae.latent_channels
 
     @property
     def recommended(self) -> dict[str, Any]:
@@ -159,13 +169,12 @@ class Traits:
     @property
     def text_width(self) -> int:
         """Hidden width that the text encoder must have."""
-        transformer = self.config["transformer"]
-        return int(transformer.get("caption_channels", 3840))
+        return self.text_projections.width
 
     @property
     def text_layers(self) -> int:
         """Layers that the text encoder must have."""
-        return int(self.config["transformer"].get("text_encoder_num_layers", 48))
+        return self.text_projections.num_states - 1
 
 
 def guess_variant(file_name: str) -> str:

@@ -387,9 +387,9 @@ def random_values(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "std-of-means")):
         return 1 + 0.1 * values
     if name.endswith((".filter", "mel_basis")):
-        return np.abs(values) / np.abs(values).sum(axis=-1, keepdims=True)
+        return np.asarray(np.abs(values) / np.abs(values).sum(axis=-1, keepdims=True))
     if len(shape) >= 2 and not name.endswith(("table", "registers")):
-        return values / np.sqrt(np.float32(np.prod(shape[1:])))
+        return np.asarray(values / np.sqrt(np.float32(np.prod(shape[1:]))))
     return np.float32(0.1) * values
 
 
@@ -426,4 +426,4 @@ def _fp8_bits(values: np.ndarray) -> np.ndarray:
     exponent = np.clip(np.floor(np.log2(np.maximum(size, 1e-30))), -6, 8)
     steps = np.rint(size / 2.0 ** (exponent - 3))  # 8..16 for normal numbers
     code = np.where(size < 2.0**-6, steps, (exponent + 6) * 8 + steps).astype(np.uint8)
-    return code | np.where(values < 0, 0x80, 0).astype(np.uint8)
+    return np.asarray(code | np.where(values < 0, 0x80, 0).astype(np.uint8))

@@ -105,7 +105,8 @@ def _random(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     values = rng.standard_normal(shape, dtype=np.float32)
     if len(shape) == 1:
         return np.float32(0.2) * values  # Gemma multiplies by 1 + weight
-    return values / np.sqrt(np.float32(shape[1]))
+    result: np.ndarray = values / np.sqrt(np.float32(shape[1]))
+    return result
 
 
 def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> None:

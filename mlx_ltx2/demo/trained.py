@@ -70,7 +70,7 @@ def settings(weights: str | Path | None = None) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(str(_pack(weights)), "numpy") as file:
-        about = json.loads(file.metadata()["settings"])
+        about: dict[str, Any] = json.loads(file.metadata()["settings"])
     section = about["config"]["transformer"]
     section["recommended"] = {**section.get("recommended", {}), **_RECOMMENDED}
     return about

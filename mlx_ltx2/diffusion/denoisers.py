@@ -126,7 +126,8 @@ class Evaluator:
     def _velocities(self, inputs: Sequence[ModelInputs], rope: Any) -> list[tuple[mx.array | None, mx.array | None]]:
         many = getattr(self.model, "many", None)
         if many is not None:
-            return many(inputs, rope=rope)
+            found: list[tuple[mx.array | None, mx.array | None]] = many(inputs, rope=rope)
+            return found
         results = []
         for video, audio, perturbations in inputs:
             results.append(self.model(video, audio, rope=rope, perturbations=perturbations))
@@ -233,7 +234,8 @@ class GuidedDenoiser:
         self, states: StatePair, video: GuidanceParams | None, audio: GuidanceParams | None
     ) -> TextContext:
         def choose(name: str, state: LatentState | None, params: GuidanceParams | None) -> mx.array | None:
-            negative, positive = getattr(self.negative, name), getattr(self.positive, name)
+            negative: mx.array | None = getattr(self.negative, name)
+            positive: mx.array | None = getattr(self.positive, name)
             if state is None or state.frozen:
                 return positive
             if negative is None and params is not None and params.needs_uncond:

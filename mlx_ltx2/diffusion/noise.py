@@ -71,7 +71,8 @@ class NoiseSource:
         noise = (noise - noise.mean()) / noise.std(ddof=1)
         noise -= noise.mean(axis=(-2, -1), keepdims=True)
         noise /= noise.std(axis=(-2, -1), keepdims=True, ddof=1)
-        return noise.astype(np.float32)
+        result: np.ndarray = noise.astype(np.float32)
+        return result
 
     def _draw(self, modality: str, shape: tuple[int, ...], stream: str, step: int) -> np.ndarray:
         place = self.stage << 48 | _MODALITIES[modality] << 40 | _STREAMS[stream] << 32 | step

@@ -26,7 +26,8 @@ def _pixel_bounds(shape: LatentShape, scale: VideoScale, causal: bool = True) ->
     bounds = _grid(shape) * np.array([scale.time, scale.space, scale.space])[:, None, None]
     if causal:
         bounds[0] = np.maximum(bounds[0] + 1 - scale.time, 0)
-    return bounds.astype(np.float32)
+    result: np.ndarray = bounds.astype(np.float32)
+    return result
 
 
 def _batched(bounds: np.ndarray, batch: int) -> np.ndarray:

@@ -78,7 +78,9 @@ def test_another_process_may_make_the_model_meanwhile(monkeypatch, tmp_path) -> 
 
 
 def traits(recommended: dict[str, object], variant: str) -> Traits:
-    return Traits((2, 3), variant, {"transformer": {"num_layers": 4, "recommended": recommended}})
+    return Traits(
+        (2, 3), variant, {"transformer": {"num_layers": 4, "caption_channels": 64, "recommended": recommended}}
+    )
 
 
 def test_a_model_recommends_guidance_to_guided_pipelines_alone() -> None:

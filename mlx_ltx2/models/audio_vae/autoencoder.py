@@ -15,6 +15,7 @@ from mlx import nn
 
 from mlx_ltx2.errors import ShapeError, WeightsError
 from mlx_ltx2.models.layers.norm import pixel_norm
+from mlx_ltx2.shapes import AudioScale
 
 NORM_EPS = 1e-6
 _ATTENTION_FALLBACK = (8, 16, 32)
@@ -42,7 +43,12 @@ class AudioVAEConfig:
     @property
     def latent_mel(self) -> int:
         """Rows of a latent along the mel axis: each halving pads one row, hence floor."""
-        return self.mel_bins // 2 ** (len(self.multipliers) - 1)
+        return self.mel_bins // self.scale.downsample
+
+    @property
+    def scale(self) -> AudioScale:
+        """The clock of the latents: every level but the first halves the time."""
+        return AudioScale(self.rate_hz, self.hop_length, 2 ** (len(self.multipliers) - 1))
 
     @classmethod
     def from_dict(cls, section: Mapping[str, Any]) -> AudioVAEConfig:
@@ -122,7 +128,8 @@ class PerChannelStatistics(nn.Module):
 
     def _rows(self, name: str, x: mx.array) -> mx.array:
         mel, channels = x.shape[-2:]
-        return self[name].astype(x.dtype).reshape(channels, mel).T
+        out: mx.array = self[name].astype(x.dtype).reshape(channels, mel).T
+        return out
 
 
 class CausalConv2d(nn.Module):
@@ -137,7 +144,8 @@ class CausalConv2d(nn.Module):
         if self._reach:
             side = self._reach // 2
             x = mx.pad(x, [(0, 0), (self._reach, 0), (side, self._reach - side), (0, 0)])
-        return self.conv(x)
+        out: mx.array = self.conv(x)
+        return out
 
 
 class Downsample(nn.Module):
@@ -148,7 +156,8 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.conv(mx.pad(x, [(0, 0), (2, 0), (0, 1), (0, 0)]))
+        out: mx.array = self.conv(mx.pad(x, [(0, 0), (2, 0), (0, 1), (0, 0)]))
+        return out
 
 
 class Upsample(nn.Module):
@@ -201,7 +210,8 @@ class Level(nn.Module):
         for block in self.block:
             x = block(x)
         if "downsample" in self:
-            return self.downsample(x)
+            out: mx.array = self.downsample(x)
+            return out
         return self.upsample(x) if "upsample" in self else x
 
 

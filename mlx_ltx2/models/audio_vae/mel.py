@@ -60,7 +60,8 @@ def mel_bank(rate_hz: int, n_fft: int, bins: int) -> np.ndarray:
     widths = np.diff(edges)
     rising, falling = -offsets[:, :-2] / widths[:-1], offsets[:, 2:] / widths[1:]
     triangles = np.maximum(0, np.minimum(rising, falling))
-    return (triangles * (2 / (edges[2:] - edges[:-2]))).astype(np.float32)
+    result: np.ndarray = (triangles * (2 / (edges[2:] - edges[:-2]))).astype(np.float32)
+    return result
 
 
 def _hz_to_mel(hz: float) -> float:

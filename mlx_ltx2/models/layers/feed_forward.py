@@ -42,6 +42,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         rows = x.shape[1]
         if rows <= ROWS:
-            return self.net[2](self.net[0](x))
+            out: mx.array = self.net[2](self.net[0](x))
+            return out
         pieces = mx.split(x, range(ROWS, rows, ROWS), axis=1)
         return mx.concatenate([self.net[2](self.net[0](piece)) for piece in pieces], axis=1)

@@ -32,7 +32,8 @@ class QuantizedLinear(nn.QuantizedLinear):
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.wide is None or x.size < self.wide * x.shape[-1]:
-            return super().__call__(x)
+            out: mx.array = super().__call__(x)
+            return out
         weight = turned(self._dequantized(x.dtype)).T
         return mx.addmm(self["bias"], x, weight) if "bias" in self else x @ weight
 

@@ -57,7 +57,8 @@ def _rotate(pairs: mx.array, partner: mx.array, cos: mx.array, sin: mx.array) ->
 def midpoints(bounds: np.ndarray) -> np.ndarray:
     """(B, axes, N, 2) [start, end) bounds -> (B, axes, N) float32 centres."""
     bounds = np.asarray(bounds, np.float32)
-    return (bounds[..., 0] + bounds[..., 1]) / np.float32(2)
+    result: np.ndarray = (bounds[..., 0] + bounds[..., 1]) / np.float32(2)
+    return result
 
 
 def frequencies(theta: float, count: int, precision: FrequenciesPrecision = "float64") -> np.ndarray:

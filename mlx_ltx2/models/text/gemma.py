@@ -95,7 +95,7 @@ def _rope(text: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pattern(text: Mapping[str, Any], values: Mapping[str, Any]) -> int:
     """Every so many layers one attends globally; from `layer_types` where the file lists them."""
-    pattern = text.get("_sliding_window_pattern") or values["sliding_window_pattern"]
+    pattern: int = text.get("_sliding_window_pattern") or values["sliding_window_pattern"]
     types = text.get("layer_types")
     if not types:
         return pattern
@@ -177,13 +177,15 @@ def _attention(attention: nn.Module, x: mx.array, mask: mx.array | str) -> mx.ar
     queries = attention.rope(_norm(attention.q_norm, heads(attention.q_proj(x))))
     keys = attention.rope(_norm(attention.k_norm, heads(attention.k_proj(x))))
     values = heads(attention.v_proj(x))
-    out = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=attention.scale, mask=mask)
-    return attention.o_proj(out.transpose(0, 2, 1, 3).flatten(2))
+    mixed = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=attention.scale, mask=mask)
+    out: mx.array = attention.o_proj(mixed.transpose(0, 2, 1, 3).flatten(2))
+    return out
 
 
 def _mlp(mlp: nn.Module, x: mx.array) -> mx.array:
     gate = nn.gelu_approx(mlp.gate_proj(x).astype(mx.float32)).astype(x.dtype)
-    return mlp.down_proj(gate * mlp.up_proj(x))
+    out: mx.array = mlp.down_proj(gate * mlp.up_proj(x))
+    return out
 
 
 def _layer(layer: nn.Module, x: mx.array, mask: mx.array | str) -> mx.array:

@@ -174,7 +174,8 @@ class StreamProjections(nn.Module):
         width = hidden.shape[2]
 
         def project(linear: nn.Module) -> mx.array:
-            return linear(normed * math.sqrt(linear.weight.shape[0] / width))
+            out: mx.array = linear(normed * math.sqrt(linear.weight.shape[0] / width))
+            return out
 
         return project(self.video_aggregate_embed), project(self.audio_aggregate_embed)
 

@@ -154,7 +154,8 @@ class TransformerBlock(nn.Module):
         if stream.prompt is not None:
             rows = add_table(stream.prompt, self[f"{prefix}prompt_scale_shift_table"])
             context = scale_shift(context, 1 + rows[:, :, 1], rows[:, :, 0])
-        return self[f"{prefix}attn2"].keys_values(context)
+        attention: Attention = self[f"{prefix}attn2"]
+        return attention.keys_values(context)
 
     def _text(self, index: int, prefix: Prefix, stream: StreamInputs, kept: Kept | None) -> KeysValues:
         if kept is None or stream.text is None:

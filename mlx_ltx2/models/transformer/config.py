@@ -188,7 +188,8 @@ def _caption_channels(section: Mapping[str, Any]) -> int:
         raise WeightsError(
             "transformer config: caption_channels is missing; it is needed unless caption_proj_before_connector is true"
         )
-    return section["caption_channels"]
+    value: int = section["caption_channels"]
+    return value
 
 
 def _rope(section: Mapping[str, Any]) -> RopeConfig:

@@ -106,7 +106,8 @@ class Transformer(nn.Module):
     def dtype(self) -> mx.Dtype:
         """Type of the activations, which is that of the weights; biases have it in quantised networks too."""
         prefix = "" if self.config.video is not None else "audio_"
-        return self[f"{prefix}patchify_proj"].bias.dtype
+        bias: mx.array = self[f"{prefix}patchify_proj"].bias
+        return bias.dtype
 
     def rope(
         self,
@@ -170,7 +171,8 @@ class Transformer(nn.Module):
             return text.astype(self.dtype)
 
         def project() -> mx.array:
-            return self[f"{prefix}caption_projection"](text.astype(self.dtype))
+            out: mx.array = self[f"{prefix}caption_projection"](text.astype(self.dtype))
+            return out
 
         return project() if kept is None else kept.context(prefix, text, project)
 
@@ -271,7 +273,8 @@ class Transformer(nn.Module):
             return scale_shift(mx.fast.layer_norm(x, None, None, eps), 1 + scale, shift)
 
         x = over_tokens(modulate, stream.levels, [x], [rows[:, :, 1], rows[:, :, 0]])
-        return self[f"{prefix}proj_out"](x)
+        out: mx.array = self[f"{prefix}proj_out"](x)
+        return out
 
     def __call__(
         self,

@@ -94,7 +94,8 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         h = nn.silu(self.norm1(self.conv1(x)))
-        return nn.silu(self.norm2(self.conv2(h)) + x)
+        out: mx.array = nn.silu(self.norm2(self.conv2(h)) + x)
+        return out
 
 
 class BlurDownsample(nn.Module):

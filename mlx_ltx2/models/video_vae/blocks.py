@@ -25,8 +25,11 @@ EPS = 1e-8
 def activate(x: mx.array, shift: mx.array | None = None, scale: mx.array | None = None) -> mx.array:
     """SiLU(norm(x) * (1 + scale) + shift) over channels, shift and scale (C,); without them SiLU(norm(x))."""
     if shift is None or scale is None:
-        return nn.silu(pixel_norm(x, EPS))
-    return nn.silu(mx.fast.rms_norm(x, 1 + scale, EPS) + shift)
+        normed = pixel_norm(x, EPS)
+    else:
+        normed = mx.fast.rms_norm(x, 1 + scale, EPS) + shift
+    out: mx.array = nn.silu(normed)
+    return out
 
 
 class ResBlock(nn.Module):

@@ -64,8 +64,13 @@ class VideoVAEConfig:
 
     @property
     def scale(self) -> VideoScale:
-        """Compression of the clip, read off the block list (8 in time, 32 in space for both generations)."""
+        """Compression of the clip, read off the block list (8 in time, 32 in space for both generations).
+
+        Without a list: that of the released models.
+        """
         blocks = self.encoder_blocks or self.decoder_blocks
+        if not blocks:
+            return VideoScale()
         time = math.prod(block.stride[0] for block in blocks)
         return VideoScale(time, self.patch_size * math.prod(block.stride[1] for block in blocks))
 
@@ -110,7 +115,8 @@ class VideoVAEConfig:
 
 def _padding(section: Mapping[str, Any], side: str, fallback: str) -> str:
     key = "spatial_padding_mode"
-    return _expect(section, key if key in section else f"{side}_{key}", PADDING_MODES, fallback)
+    value: str = _expect(section, key if key in section else f"{side}_{key}", PADDING_MODES, fallback)
+    return value
 
 
 def _expect(section: Mapping[str, Any], key: str, allowed: Sequence[Any], fallback: Any) -> Any:

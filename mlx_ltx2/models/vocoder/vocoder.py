@@ -134,9 +134,10 @@ class Vocoder(nn.Module):
             blocks = self.resblocks[stage * width : (stage + 1) * width]
             x = sum((block(x) for block in blocks[1:]), start=blocks[0](x)) / width
         x = self.conv_post(nn.leaky_relu(x, LAST_SLOPE) if hifigan else self.act_post(x))
-        if not self.config.apply_final_activation:
-            return x
-        return mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)
+        if self.config.apply_final_activation:
+            x = mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)
+        out: mx.array = x
+        return out
 
     def _block(self, channels: int, kernel_size: int, dilations: tuple[int, ...]) -> nn.Module:
         if self.config.resblock == "1":
@@ -218,7 +219,8 @@ def sinc_phases(ratio: int) -> np.ndarray:
     offsets = np.arange(-reach, reach + 1)[None, :] - np.arange(ratio)[:, None] / ratio
     crossings = offsets * _SINC_ROLLOFF
     window = np.cos(np.clip(crossings, -_SINC_CROSSINGS, _SINC_CROSSINGS) * (np.pi / _SINC_CROSSINGS / 2)) ** 2
-    return (np.sinc(crossings) * window * _SINC_ROLLOFF).astype(np.float32)[..., None]
+    result: np.ndarray = (np.sinc(crossings) * window * _SINC_ROLLOFF).astype(np.float32)[..., None]
+    return result
 
 
 def build_vocoder(config: VocoderConfig) -> Vocoder | VocoderWithBWE:
