@@ -141,7 +141,7 @@ def _parted(image: Image.Image, opened: Image.Image, notes: list[str]) -> tuple[
 
 
 def _is_signed_byte(opened: Any) -> bool:
-    return opened.format == "TIFF" and opened.mode == "L" and opened.tag_v2.get(339, (1,))[0] == 2
+    return bool(opened.format == "TIFF" and opened.mode == "L" and opened.tag_v2.get(339, (1,))[0] == 2)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:

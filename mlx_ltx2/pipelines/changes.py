@@ -68,7 +68,7 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 def _text(text: str) -> str:
     if text.startswith('"') and text.endswith('"') and len(text) > 1:
         try:
-            return json.loads(text)
+            return str(json.loads(text))
         except ValueError:
             pass  # quotation marks of a prompt
     return text
