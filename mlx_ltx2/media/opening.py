@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from mlx_ltx2.errors import MediaError
 from mlx_ltx2.media.files import reading
@@ -54,10 +55,10 @@ def shown_stream(container: Any, path: str | os.PathLike[str]) -> Any:
 
     Raises: MediaError if there is none.
     """
-    streams = [s for s in container.streams.video if not _has(s, "attached_pic")]
+    streams = [s for s in container.streams.video if not has_disposition(s, "attached_pic")]
     if not streams:
         raise MediaError(f"{path} has no video stream; give a video file.")
-    return next((s for s in streams if _has(s, "default")), streams[0])
+    return next((s for s in streams if has_disposition(s, "default")), streams[0])
 
 
 def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
@@ -66,7 +67,7 @@ def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
     This instant is 0 on the one time line that pictures and sound are placed on.
     """
     with opened(path, "audio") as container:
-        if all(_has(s, "attached_pic") for s in container.streams.video):
+        if all(has_disposition(s, "attached_pic") for s in container.streams.video):
             return None
         first = next(container.decode(shown_stream(container, path)), None)
         if first is None or first.pts is None:
@@ -74,5 +75,6 @@ def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
         return Fraction(first.pts * first.time_base)
 
 
-def _has(stream: Any, disposition: str) -> bool:
-    return disposition in str(getattr(stream, "disposition", "")).lower()
+def has_disposition(stream: Any, name: str) -> bool:
+    """True if a stream carries this flag of FFmpeg's, such as "default" or "attached_pic"."""
+    return bool(stream.disposition & Disposition[name])
