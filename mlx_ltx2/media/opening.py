@@ -21,7 +21,8 @@ from mlx_ltx2.media.files import reading
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mjpeg,flv,asf,ogg,mxf,dv,nut,ivf,h264,hevc,"
-    "obu,yuv4mpegpipe,gif,apng,webp,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,dts,amr,wv,tta"
+    "obu,yuv4mpegpipe,gif,apng,webp,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,dts,amr,wv,tta,ape,mpc,mpc8,tak,dsf,voc,"
+    "truehd,loas"
 )
 """Containers and raw streams that hold their own pictures and sounds. Play-lists, scripts and devices are not here."""
 

@@ -19,6 +19,8 @@ from mlx_ltx2.media.time_line import Block, placed
 MOST_BYTES = 1 << 30
 """Of samples that are read at once: 46 minutes of stereo at 48 kHz."""
 
+_PLANES = 8
+
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
 _WORTH_SAYING_SECONDS = 0.03
@@ -69,10 +71,10 @@ class TrackReader:
         last = 1 << 62 if max_seconds is None else first + round(max_seconds * self.rate_hz)
         kept: deque[tuple[int, np.ndarray]] = deque()
         for position, block in self._placed(chain([head], frames)):
+            self._say_start(position, first)
             if position >= last:
                 self.end = last if self.end is None else self.end
                 break
-            self._say_start(position, first)
             begin = max(self._joined(position, block.length, first, last), first)
             stop = min(position + block.length, last)
             self._check_size(min(self.end or 0, last) - first)
@@ -89,7 +91,7 @@ class TrackReader:
         return placed(self._blocks(frames), self.rate_hz, Fraction(self._stream.time_base), restarts=chained)
 
     def _blocks(self, frames: Iterator[Any]) -> Iterator[Block[Any]]:
-        for frame in self._at_one_rate(frames):
+        for frame in self._readable(frames):
             at = None
             if frame.pts is not None:
                 seconds = Fraction(frame.pts * frame.time_base)
@@ -97,19 +99,22 @@ class TrackReader:
                 at = round((seconds - self._zero) * self.rate_hz)
             yield Block(at, frame.samples, frame)
 
-    def _at_one_rate(self, frames: Iterator[Any]) -> Iterator[Any]:
+    def _readable(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """Frames of one rate, packed where PyAV misreads planes: from eight channels on."""
         other, kind = None, None
         for frame in frames:
             now = (frame.sample_rate, frame.layout.name, frame.format.name)
             if other is not None and now != kind:
                 yield from other.resample(None)
                 other = None
-            if frame.sample_rate == self.rate_hz:
+            many_planes = frame.format.is_planar and frame.layout.nb_channels >= _PLANES
+            if frame.sample_rate == self.rate_hz and not many_planes:
                 yield frame
                 continue
             if other is None:
                 kind = now
-                other = av.AudioResampler(format=frame.format.name, layout=frame.layout, rate=self.rate_hz)
+                other = av.AudioResampler(frame.format.packed.name, frame.layout, self.rate_hz)
+            if frame.sample_rate != self.rate_hz:
                 self._say(f"its rate changes to {frame.sample_rate} Hz on the way; it is read at {self.rate_hz} Hz")
             yield from other.resample(frame)
         if other is not None:
