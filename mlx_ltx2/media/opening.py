@@ -27,6 +27,7 @@ _FORMATS = (
 """Containers and raw streams that hold their own pictures and sounds. Play-lists, scripts and devices are not here."""
 
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+"""For the container alone: given to streams as well, PyAV 17.0 crashes where streams turn up late, as in MPEG-PS."""
 
 
 @contextmanager
@@ -36,14 +37,14 @@ def opened(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
     what: the noun of messages, "video" or "audio". Every failure to open or decode inside the block becomes a
     MediaError that names the file and the reason.
     """
-    with reading(path, what), av.open(file_url(path), options=_OPTIONS) as container:
+    with reading(path, what), av.open(file_url(path), container_options=_OPTIONS) as container:
         yield container
 
 
 def open_media(path: str | os.PathLike[str], what: str) -> Any:
     """The same container for a caller that closes it and names later failures itself, since it writes meanwhile."""
     with reading(path, what):
-        return av.open(file_url(path), options=_OPTIONS)
+        return av.open(file_url(path), container_options=_OPTIONS)
 
 
 def file_url(path: str | os.PathLike[str]) -> str:
