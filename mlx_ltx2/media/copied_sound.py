@@ -21,8 +21,8 @@ from mlx_ltx2.media.track_reader import TrackReader
 _PREROLL = Fraction(1, 10)
 """Seconds of packets that are kept before the first picture: a decoder needs some to be right when it is heard."""
 
-_SYNC_SECONDS = 0.005
-"""How far copied sound may lie from its place."""
+_SYNC_SECONDS = 0.003
+"""How far copied sound may lie from its place: containers round to a millisecond."""
 
 _COMPARED_SECONDS = 3.0
 
@@ -120,4 +120,4 @@ def _agree(source: tuple[np.ndarray, int], copy: tuple[np.ndarray, int]) -> bool
     likeness = np.fft.irfft(np.fft.rfft(own, 2 * len(own)) * np.fft.rfft(other, 2 * len(own)).conj())
     near = round(_SYNC_SECONDS * rate_hz)
     best = max(likeness[: near + 1].max(), likeness[-near:].max())
-    return bool(best >= 0.98 * likeness.max())
+    return bool(best >= 0.999 * likeness.max())
