@@ -43,7 +43,12 @@ def near(times: list[float], tolerance: float = 0.0015):
 @pytest.mark.parametrize(("name", "codec"), PLACES)
 @pytest.mark.parametrize(
     ("sound", "picture", "times"),
-    [(0.25, 0.0, [0.25, 0.75, 1.25]), (0.0, 0.75, [0.25, 0.65]), (0.5, 0.5, [0.0, 0.5, 1.0, 1.4])],
+    [
+        (0.25, 0.0, [0.25, 0.75, 1.25]),
+        (0.0, 0.75, [0.25, 0.65]),
+        (0.5, 0.5, [0.0, 0.5, 1.0, 1.4]),
+        (1.75, 1.5, [0.25, 0.75, 1.25]),
+    ],
 )
 def test_a_track_lies_where_it_is_heard_beside_the_picture(tmp_path, name, codec, sound, picture, times):
     track = Track(bursts(1.6, 0, 0.5, 1.0, 1.4), codec=codec, start=sound)
@@ -263,7 +268,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "codec"), [*PLACES, ("a.avi", "libmp3lame"), ("a.mka", "ac3")])
-@pytest.mark.parametrize(("sound", "picture"), [(0.25, 0.0), (0.0, 0.75), (0.0, 0.0)])
+@pytest.mark.parametrize(("sound", "picture"), [(0.25, 0.0), (0.0, 0.75), (0.0, 0.0), (1.75, 1.5)])
 def test_a_copied_track_keeps_its_place(tmp_path, pictures, name, codec, sound, picture):
     track = Track(bursts(1.6, 0, 0.5, 1.0, 1.4), codec=codec, start=sound)
     source = write_media(tmp_path / name, track, pictures=0 if name == "a.mka" else 38, picture_start=picture)
@@ -302,7 +307,9 @@ def test_a_place_that_the_container_does_not_keep_is_not_copied(tmp_path, pictur
     assert not list(tmp_path.glob("*both*"))
 
 
-@pytest.mark.parametrize(("sound", "picture", "times"), [(0.25, 0.0, [0.25, 0.75]), (0.0, 0.75, [0.25])])
+@pytest.mark.parametrize(
+    ("sound", "picture", "times"), [(0.25, 0.0, [0.25, 0.75]), (0.0, 0.75, [0.25]), (1.75, 1.5, [0.25, 0.75])]
+)
 @pytest.mark.parametrize("before", [0, 24])
 def test_a_source_clip_is_extended_with_its_sound_in_place(tmp_path, sound, picture, times, before):
     track = Track(bursts(2.0, 0, 0.5, 1.0), codec="aac", start=sound)
