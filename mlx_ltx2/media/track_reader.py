@@ -20,6 +20,7 @@ MOST_BYTES = 1 << 30
 """Of samples that are read at once: 46 minutes of stereo at 48 kHz."""
 
 _PLANES = 8
+"""As many as a frame of FFmpeg's lists in its own fields; PyAV 17 and 18 look for more beyond them."""
 
 _FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
@@ -127,8 +128,10 @@ class TrackReader:
         self.end = max(position + length, end)
         if min(position, last) - max(end, first) >= self._least:
             self._gaps.append((max(end, first), min(position, last)))
-        if end - position >= self._least and end > first:
-            self._overlaps.append((position, min(end, position + length)))
+        if end > first and (end - position >= self._least or (self._overlaps and position < end)):
+            joins = bool(self._overlaps) and self._overlaps[-1][1] >= position
+            begin = self._overlaps.pop()[0] if joins else position
+            self._overlaps.append((begin, min(end, position + length)))
         return max(position, end)
 
     def _samples(self, frame: Any) -> np.ndarray:
