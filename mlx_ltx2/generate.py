@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from mlx_ltx2.errors import RequestError
 from mlx_ltx2.library import open_lora, open_model, open_text_encoder, prompt_folder
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, replacing
+from mlx_ltx2.media.sound_track import probe_sound
+from mlx_ltx2.media.writer import FITTED_SOUND
 from mlx_ltx2.pipelines import parts, presets, recipes
 from mlx_ltx2.pipelines.budget import MemoryOptions, MemoryPlan, plan_memory
 from mlx_ltx2.pipelines.inputs import IN_MEMORY, input_hashes
@@ -132,12 +134,14 @@ class LTX2Pipeline:
         """
         request = Request.from_options({"prompt": prompt, **options})
         found = None if request.video is None else facts(request.video)
+        in_memory = isinstance(request.video, Clip)
         loras = tuple(replace(lora, path=open_lora(lora.path)) for lora in request.loras)
         request = request.with_values(video=_named(request.video), loras=loras)
         card = self.card(request)
         filled = presets.fill(request, card.traits, found)
         parts.check_request(filled, card)
-        return recipes.RECIPES[filled.pipeline](filled, card)
+        plan = recipes.RECIPES[filled.pipeline](filled, card)
+        return replace(plan, notes=(*plan.notes, *_track_notes(plan, in_memory)))
 
     def plan_memory(self, plan: Plan, *, contexts_given: bool = False) -> MemoryPlan:
         """What the plan's phases will need, and what is streamed so that they fit. Touches no weights.
@@ -234,8 +238,11 @@ class LTX2Pipeline:
                 wav = together.enter_context(replacing(output.audio_path))
                 write_wav(wav, clip.audio, metadata=clip.metadata)
             if running.plan.video_out:
-                _write_video(clip, running, latents, output)
-                _keep_track(running, output)
+                notes = _write_video(clip, running, latents, output)
+                copied = _keep_track(running, output)
+                for note in notes:
+                    if not (copied and note.startswith(FITTED_SOUND)):
+                        running.session.progress.note(note)
             elif output.path is not None:
                 clip.save(output.path)
 
@@ -247,20 +254,41 @@ def _named(video: Any) -> str | None:
     return None if video is None else str(video)
 
 
-def _keep_track(running: Run, output: Output) -> None:
-    """Copy the source's sound track as it is where the plan keeps it and the container can hold it."""
+def _track_notes(plan: Plan, in_memory: bool) -> tuple[str, ...]:
+    """Which sound track the plan reads, where a file has several; also finds out that it can be read.
+
+    Raises: RequestError, MediaError.
+    """
+    given, use = plan.audio_input, plan.video_input
+    if given is not None:
+        return probe_sound(given["path"], given["track"]).notes
+    if use is None or not use.has_audio or not any(s.audio and s.audio.start == "input" for s in plan.stages):
+        return ()
+    if not in_memory:
+        return probe_sound(use.path, use.track).notes
+    if use.track is not None:
+        raise RequestError(f"audio_track {use.track} is asked for, and a clip in memory has one sound; drop it.")
+    return ()
+
+
+def _keep_track(running: Run, output: Output) -> bool:
+    """Copy the source's sound track as it is where the plan keeps it and the container can hold it; True if it is."""
     source = running.source
     if running.plan.audio_from != "source" or source is None or output.path is None:
-        return
+        return False
     path = source.use.path if source.clip is None else source.clip.path
-    if path is not None and output.path.suffix.lower() in VIDEO_SUFFIXES:
-        note = copy_track(output.path, path)
-        if note:
-            running.session.progress.note(note)
+    if path is None or output.path.suffix.lower() not in VIDEO_SUFFIXES:
+        return False
+    note = copy_track(output.path, path, source.use.track)
+    if note:
+        running.session.progress.note(note)
+    return note is None
 
 
-def _write_video(clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> None:
+def _write_video(clip: Clip, running: Run, latents: DenoisedPair, output: Output) -> Sequence[str]:
+    """Returns what the writer had to change."""
     chunks = running.frames(latents)
+    notes: Sequence[str] = ()
     kept: list[np.ndarray] = []
 
     def tee() -> Any:
@@ -278,11 +306,10 @@ def _write_video(clip: Clip, running: Run, latents: DenoisedPair, output: Output
             frames_folder=output.frames_folder, picture=running.kept_picture,
         )  # fmt: skip
         clip.path = output.path
-        for note in notes:
-            running.session.progress.note(note)
     if output.keep_frames:
         clip.frames = np.concatenate(kept)
         kept.clear()
+    return notes
 
 
 def _check_outputs(plan: Plan, output: Output) -> None:

@@ -96,10 +96,14 @@ class LatentState:
 
 @dataclass(frozen=True)
 class Waveform:
-    """samples: float32 (N, channels) in [-1, 1]. rate_hz: samples per second."""
+    """samples: float32 (N, channels) in [-1, 1]. rate_hz: samples per second.
+
+    notes: what reading a file changed, in words.
+    """
 
     samples: np.ndarray
     rate_hz: int
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:

@@ -19,9 +19,11 @@ from mlx_ltx2.diffusion.tiles import TILING_MODES
 from mlx_ltx2.errors import RequestError, ShapeError
 from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline
 from mlx_ltx2.media.audio import read_audio
-from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable
+from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.media.images import load_image
 from mlx_ltx2.media.pictures import read_picture
+from mlx_ltx2.media.sound_track import probe_sound
 from mlx_ltx2.media.video import probe, read_frames
 from mlx_ltx2.pipelines.plan import as_json
 from mlx_ltx2.pipelines.text import valid_text
@@ -60,6 +62,7 @@ class UpscalePlan:
     seed: int
     tiling: str
     video_out: bool = True
+    audio_track: int | None = None
 
 
 def plan_upscale(
@@ -73,8 +76,10 @@ def plan_upscale(
     seed: int = 10,
     tiling: str = "auto",
     even: bool = True,
+    audio_track: int | None = None,
 ) -> UpscalePlan:
     """What `upscale` would do; reads the source's header alone. even: the result is H.264, which wants even sides.
+    audio_track: the sound that is kept, 1 is the first; None for the one that players choose.
 
     Raises: RequestError, MediaError.
     """
@@ -89,6 +94,10 @@ def plan_upscale(
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise RequestError(f"seed {seed!r} is no whole number from 0 to 2^63-1.")
     original, still, has_audio = _measured(Path(source))
+    if has_audio:
+        probe_sound(source, audio_track)
+    elif audio_track is not None:
+        raise RequestError(f"audio_track {audio_track} is asked for, and {source} has no sound; drop it.")
     if temporal and still:
         raise RequestError(f"{source} is one image; it has no time to be doubled. Drop --temporal.")
     step = 2 if even else 1
@@ -98,7 +107,10 @@ def plan_upscale(
         shape = replace(shape, frames=2 * shape.frames - 1, fps=2 * shape.fps)
     kinds = (*([SPATIAL[scale]] if scale else []), *(["temporal-x2"] if temporal else []))
     sigmas = STAGE_2_SIGMAS if refine else ()
-    return UpscalePlan(str(source), model, still, has_audio, kinds, original, shape, sigmas, prompt, seed, tiling)
+    return UpscalePlan(
+        str(source), model, still, has_audio, kinds, original, shape, sigmas, prompt, seed, tiling,
+        audio_track=audio_track,
+    )  # fmt: skip
 
 
 def _measured(source: Path) -> tuple[VideoShape, bool, bool]:
@@ -128,7 +140,7 @@ def upscale(
     source: .png, .jpg and other stills, or a video of any size and length. output: file to write. scale: 2 (default)
     or 1.5. temporal: double the frame rate, F frames become 2F - 1; alone it leaves the size. refine, prompt: run
     the three steps of a second stage on the enlarged latents of the picture. seed: of their noise. tiling: of the
-    decoder. The sound is kept.
+    decoder. audio_track: which sound is kept, 1 is the first; None for the one that players choose.
     Returns the clip; its frames are None if keep_frames is False.
     Raises: RequestError, MediaError, WeightsError, ResourceError.
     """
@@ -173,7 +185,8 @@ class _Upscale:
             latent = upsample(latent, load, self.networks.load_statistics, self.report)
         if plan.sigmas:
             latent = self._refined(latent)
-        sound = read_audio(plan.source) if plan.has_audio else None
+        seconds = float(plan.original.frames / exact_fps(plan.original.fps))
+        sound = read_audio(plan.source, max_seconds=seconds, track=plan.audio_track) if plan.has_audio else None
         clip = Clip(plan.shape.fps, plan, audio=sound, latents=latent)
         clip.metadata = {"tool": f"mlx-ltx2 {VERSION}", "model": plan.model, "upscale": as_json(asdict(plan))}
         hashes = self.networks.lora_hashes(path for path, _ in self._loras()) if plan.sigmas else {}
@@ -272,10 +285,12 @@ class _Upscale:
                 pass
         else:
             notes = stream_clip(tee(), output, fps=clip.fps, crf=crf, audio=clip.audio, metadata=clip.metadata)
-            if clip.audio is not None and output.suffix.lower() in VIDEO_SUFFIXES and holds_audio(output):
-                changed = copy_track(output, plan.source)
+            read: tuple[str, ...] = ()
+            if clip.audio is not None and output.suffix.lower() in VIDEO_SUFFIXES:
+                changed = copy_track(output, plan.source, plan.audio_track)
+                read = clip.audio.notes if changed else probe_sound(plan.source, plan.audio_track).notes
                 notes = [*notes, changed] if changed else []
-            for note in notes:
+            for note in (*read, *notes):
                 self.progress.note(note)
             clip.path = output
         if kept:

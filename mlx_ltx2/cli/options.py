@@ -174,6 +174,12 @@ audio_options = _stack(
     O("--audio-start-time", type=float, default=None, help="Seconds into the file."),
     O("--audio-max-duration", type=float, default=None, help="Seconds of it at most."),
     O("--audio-strength", type=float, default=None, help="0..1, 1 keeps it as it is."),
+    O(
+        "--audio-track",
+        type=int,
+        default=None,
+        help="Sound track of --audio-file or --video, 1 is the first (default: the one players choose).",
+    ),
 )
 
 video_options = _stack(

@@ -24,6 +24,12 @@ from mlx_ltx2.cli import options as opts
     "--model", "--model-repo", "model", default=None, help="Converted folder, official file or hub id; or 'demo'."
 )
 @click.option("--text-encoder", "--text-encoder-repo", default=None, help="Gemma 3 folder or hub id, for --refine.")
+@click.option(
+    "--audio-track",
+    type=int,
+    default=None,
+    help="Sound track to keep, 1 is the first (default: the one players choose).",
+)
 @opts.report_options
 def command(
     source: str,

@@ -5,40 +5,39 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Mapping
-from fractions import Fraction
-from typing import Any
 
-import av
 import numpy as np
 
 from mlx_ltx2.errors import MediaError, RequestError
+from mlx_ltx2.media.channels import check_layout, stays, stereo_matrix
 from mlx_ltx2.media.files import replacing
 from mlx_ltx2.media.metadata import pack
-from mlx_ltx2.media.opening import opened
+from mlx_ltx2.media.opening import first_picture_seconds, opened
+from mlx_ltx2.media.sound_track import chosen_track
+from mlx_ltx2.media.track_reader import TrackReader
 from mlx_ltx2.states import Waveform
 
-_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31, "s64": 2.0**63}
 
-_SIDE = 0.7071067811865476
-_DOWNMIX = {
-    3: ((1, 0, _SIDE), (0, 1, _SIDE)),
-    4: ((1, 0, _SIDE, 0), (0, 1, 0, _SIDE)),
-    5: ((1, 0, _SIDE, _SIDE, 0), (0, 1, _SIDE, 0, _SIDE)),
-    6: ((1, 0, _SIDE, 0, _SIDE, 0), (0, 1, _SIDE, 0, 0, _SIDE)),
-    8: ((1, 0, _SIDE, 0, _SIDE, 0, _SIDE, 0), (0, 1, _SIDE, 0, 0, _SIDE, 0, _SIDE)),
-}
-"""Left and right from 3.0, quad, 5.0, 5.1 and 7.1 in ffmpeg's order (ITU-R BS.775, low effects left out)."""
+def read_audio(
+    path: str | os.PathLike[str],
+    start_seconds: float = 0.0,
+    max_seconds: float | None = None,
+    *,
+    track: int | None = None,
+) -> Waveform:
+    """Read a sound file, or a video's sound track, at its own rate; more than two channels are mixed to stereo.
 
+    start_seconds: first instant to keep, >= 0, counted from the first sample of a sound file (an encoder's delay is
+    skipped as FFmpeg skips it), and in a video from the first picture that is shown: what sounds before it is cut, a
+    track that starts later begins with silence. max_seconds: at most so much, > 0; None to the end. Both are exact to
+    the sample. track: 1 for the first; None for the one that `probe_sound` names.
+    Time stamps decide within the track too: a gap is silence, and what follows keeps its time (`time_line.placed`).
+    Returns float32 (N, 1 or 2), full scale = [-1, 1], which float formats may exceed; `notes` say what was chosen,
+    mixed, cut or filled. Only the window is held in memory.
 
-def read_audio(path: str | os.PathLike[str], start_seconds: float = 0.0, max_seconds: float | None = None) -> Waveform:
-    """Read a WAV, FLAC, MP3, OGG, M4A, or a video's sound track, at its own rate, with its own channels.
-
-    start_seconds: first instant to keep, >= 0, counted from the beginning of the file (of the picture, in a
-    video: a track that starts later begins with silence). max_seconds: at most so much, > 0; None to the end.
-    Both are exact to the sample. Returns float32 (N, channels), full scale = [-1, 1].
-
-    Raises RequestError for impossible times, MediaError for a file without a sound track, an empty or damaged
-    one, a start beyond the end, and samples that are not finite.
+    Raises RequestError for impossible times and tracks, MediaError for a file without a sound track, an empty or
+    damaged one, a start beyond the end, channels that do not say where they belong, samples that are not finite, and
+    more of them than `track_reader.MOST_BYTES`.
     Source: ltx-pipelines 1.2.0, media_io/decode.py, `decode_audio_from_file`; unlike it, unsigned 8-bit
     samples are centred.
     """
@@ -47,91 +46,35 @@ def read_audio(path: str | os.PathLike[str], start_seconds: float = 0.0, max_sec
     if max_seconds is not None and not (np.isfinite(max_seconds) and max_seconds > 0):
         raise RequestError(f"audio length {max_seconds} s is not possible; use more than 0, or leave it out.")
     with opened(path, "audio") as container:
-        if not container.streams.audio:
-            raise MediaError(f"{path} has no sound track; give a sound file or a video with sound.")
-        samples, rate_hz, total = _decode(container, start_seconds, max_seconds)
-    if total == 0:
+        stream, notes = chosen_track(container, path, track)
+        check_layout(stream.codec_context.layout.name, path)
+        reader = TrackReader(path, container, stream, first_picture_seconds(path))
+        samples = reader.window(start_seconds, max_seconds)
+    if reader.end is None:
         raise MediaError(f"the sound track of {path} is empty; it holds not one sample.")
     if len(samples) == 0:
-        raise MediaError(f"audio start {start_seconds} s lies beyond the end of {path} ({total / rate_hz:.3f} s).")
+        ends = reader.end / reader.rate_hz
+        raise MediaError(f"audio start {start_seconds} s lies beyond the end of {path} ({ends:.3f} s).")
     if not np.isfinite(samples).all():
         raise MediaError(f"{path} holds samples that are no finite numbers (NaN or infinity); repair the file.")
-    return Waveform(samples, rate_hz)
+    return Waveform(samples, reader.rate_hz, (*notes, *(f"{path}: {note}" for note in reader.notes)))
 
 
-def _decode(container: Any, start_seconds: float, max_seconds: float | None) -> tuple[np.ndarray, int, int]:
-    """Samples of the window, their rate, and how many samples were passed in all.
+def to_stereo(samples: np.ndarray, layout: str | None = None) -> np.ndarray:
+    """(N, channels) -> (N, 2): mono is doubled, more channels are mixed down and scaled so that they cannot clip.
 
-    Everything before the window is decoded too: seeking is not exact in MP3, OGG and AAC.
-    """
-    stream = container.streams.audio[0]
-    rate_hz, channels = stream.rate, max(1, stream.codec_context.layout.nb_channels)
-    first = round(start_seconds * rate_hz)
-    last = _stated_length(container, stream)
-    if max_seconds is not None:
-        last = min(first + round(max_seconds * rate_hz), last)
-    blocks: list[np.ndarray] = []
-    position = 0
-    for index, frame in enumerate(container.decode(stream)):
-        block = _to_float(frame)
-        if index == 0:
-            silence = np.zeros((_offset(container, stream, frame), block.shape[1]), np.float32)
-            block = np.concatenate([silence, block])
-        kept = block[max(0, first - position) : max(0, last - position)]
-        if len(kept):
-            blocks.append(kept)
-        position += len(block)
-        if position >= last:
-            position = last
-            break
-    empty = np.zeros((0, channels), np.float32)
-    return (np.concatenate(blocks) if blocks else empty), rate_hz, position
-
-
-def _stated_length(container: Any, stream: Any) -> int:
-    """Samples up to the end that an MP4 states; its last AAC block decodes to more than it holds."""
-    if "mp4" not in container.format.name or not stream.duration:
-        return 1 << 62
-    start = (stream.start_time or 0) * stream.time_base - _start(container)
-    return max(0, round((start + stream.duration * stream.time_base) * stream.rate))
-
-
-def _offset(container: Any, stream: Any, frame: Any) -> int:
-    """Samples of silence before a track that starts after the file does."""
-    if frame.pts is None or not container.streams.video:
-        return 0
-    return max(0, round((frame.pts * frame.time_base - _start(container)) * stream.rate))
-
-
-def _start(container: Any) -> Fraction:
-    return Fraction(container.start_time or 0, av.time_base)
-
-
-def _to_float(frame: Any) -> np.ndarray:
-    name = frame.format.name.removesuffix("p")
-    values = frame.to_ndarray()
-    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
-    if name == "u8":
-        return ((values.astype(np.float32) - 128.0) / 128.0).astype(np.float32)
-    if name in _FULL_SCALE:
-        return (values.astype(np.float64) / _FULL_SCALE[name]).astype(np.float32)
-    return np.ascontiguousarray(values, dtype=np.float32)
-
-
-def to_stereo(samples: np.ndarray) -> np.ndarray:
-    """(N, channels) -> (N, 2): mono is doubled, surround is mixed down and scaled so that it cannot clip.
-
-    Raises MediaError for 7 or more than 8 channels.
+    layout: which channels they are, such as "5.1" or "7.1(wide)"; one or two channels need none.
+    Raises MediaError for more than two without one, since their number does not say where they belong.
     """
     channels = samples.shape[1]
-    if channels == 2:
+    if channels == 2 and layout is None:
         return samples
     if channels == 1:
         return np.repeat(samples, 2, axis=1)
-    if channels not in _DOWNMIX:
-        raise MediaError(f"sound with {channels} channels cannot be mixed to stereo; convert it first.")
-    matrix = np.asarray(_DOWNMIX[channels], dtype=np.float32)
-    return samples @ (matrix / matrix.sum(axis=1, keepdims=True)).T
+    layout = layout or f"{channels} channels"
+    if stays(layout):
+        return samples
+    return samples @ stereo_matrix(layout)
 
 
 def fit_length(samples: np.ndarray, length: int) -> np.ndarray:

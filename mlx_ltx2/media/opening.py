@@ -14,17 +14,20 @@ from fractions import Fraction
 from typing import Any
 
 import av
+from av.stream import Disposition
 
 from mlx_ltx2.errors import MediaError
 from mlx_ltx2.media.files import reading
 
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,mjpeg,flv,asf,ogg,mxf,dv,nut,ivf,h264,hevc,"
-    "obu,yuv4mpegpipe,gif,apng,webp,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,dts,amr,wv,tta"
+    "obu,yuv4mpegpipe,gif,apng,webp,wav,w64,aiff,au,caf,flac,mp3,aac,ac3,eac3,dts,amr,wv,tta,ape,mpc,mpc8,tak,dsf,voc,"
+    "truehd,loas"
 )
 """Containers and raw streams that hold their own pictures and sounds. Play-lists, scripts and devices are not here."""
 
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+"""For the container alone: given to streams as well, PyAV 17.0 crashes where streams turn up late, as in MPEG-PS."""
 
 
 @contextmanager
@@ -34,14 +37,14 @@ def opened(path: str | os.PathLike[str], what: str) -> Iterator[Any]:
     what: the noun of messages, "video" or "audio". Every failure to open or decode inside the block becomes a
     MediaError that names the file and the reason.
     """
-    with reading(path, what), av.open(file_url(path), options=_OPTIONS) as container:
+    with reading(path, what), av.open(file_url(path), container_options=_OPTIONS) as container:
         yield container
 
 
 def open_media(path: str | os.PathLike[str], what: str) -> Any:
     """The same container for a caller that closes it and names later failures itself, since it writes meanwhile."""
     with reading(path, what):
-        return av.open(file_url(path), options=_OPTIONS)
+        return av.open(file_url(path), container_options=_OPTIONS)
 
 
 def file_url(path: str | os.PathLike[str]) -> str:
@@ -54,10 +57,10 @@ def shown_stream(container: Any, path: str | os.PathLike[str]) -> Any:
 
     Raises: MediaError if there is none.
     """
-    streams = [s for s in container.streams.video if not _has(s, "attached_pic")]
+    streams = [s for s in container.streams.video if not has_disposition(s, "attached_pic")]
     if not streams:
         raise MediaError(f"{path} has no video stream; give a video file.")
-    return next((s for s in streams if _has(s, "default")), streams[0])
+    return next((s for s in streams if has_disposition(s, "default")), streams[0])
 
 
 def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
@@ -66,7 +69,7 @@ def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
     This instant is 0 on the one time line that pictures and sound are placed on.
     """
     with opened(path, "audio") as container:
-        if all(_has(s, "attached_pic") for s in container.streams.video):
+        if all(has_disposition(s, "attached_pic") for s in container.streams.video):
             return None
         first = next(container.decode(shown_stream(container, path)), None)
         if first is None or first.pts is None:
@@ -74,5 +77,6 @@ def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
         return Fraction(first.pts * first.time_base)
 
 
-def _has(stream: Any, disposition: str) -> bool:
-    return disposition in str(getattr(stream, "disposition", "")).lower()
+def has_disposition(stream: Any, name: str) -> bool:
+    """True if a stream carries this flag of FFmpeg's, such as "default" or "attached_pic"."""
+    return bool(stream.disposition & Disposition[name])

@@ -18,13 +18,12 @@ from mlx_ltx2.errors import MediaError, RequestError, ShapeError
 from mlx_ltx2.media.animation import GifSink, StillSink, WebpSink
 from mlx_ltx2.media.audio import check_samples, fit_length, to_stereo
 from mlx_ltx2.media.color import yuv420_from_rgb
+from mlx_ltx2.media.copied_sound import packets_for, remux_audio
 from mlx_ltx2.media.files import (
     VIDEO_SUFFIXES,
     check_writable,
     holds_audio,
     partial_path,
-    reading,
-    replacing,
     writing,
 )
 from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
@@ -38,6 +37,9 @@ from mlx_ltx2.states import Waveform
 __all__ = ["ClipWriter", "check_writable", "holds_audio", "read_metadata", "remux_audio", "save_frames"]
 
 _AAC_RATES_HZ = frozenset((7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000))
+
+FITTED_SOUND = "the sound was"
+"""How a writer's note begins that is about the length of encoded sound."""
 
 
 class Sink(Protocol):
@@ -188,7 +190,7 @@ class ClipWriter:
         if len(samples) != wanted:
             change = "cut" if len(samples) > wanted else "padded with silence"
             self.notes.append(
-                f"the sound was {change} from {len(samples) / audio.rate_hz:.3f} s to the picture's "
+                f"{FITTED_SOUND} {change} from {len(samples) / audio.rate_hz:.3f} s to the picture's "
                 f"{wanted / audio.rate_hz:.3f} s."
             )
         return Waveform(fit_length(samples, wanted), audio.rate_hz)
@@ -276,7 +278,7 @@ class CopySink:
         sound = [] if audio is None else _encode_audio(self._container, audio, self._frames, self._fps)
         with open_media(self._picture, "video") as source:
             stream = shown_stream(source, self._picture)
-            pictures = _packets_for(source, stream, self._copy, stream.start_time or 0)
+            pictures = packets_for(source, stream, self._copy, stream.start_time or 0)
             for packet in heapq.merge(pictures, sound, key=lambda p: float(p.dts * p.time_base)):
                 self._container.mux(packet)
         self._container.close()
@@ -330,45 +332,3 @@ def save_frames(folder: str | os.PathLike[str], frames: Iterable[np.ndarray], *,
         paths.append(folder / f"frame_{number:05d}.png")
         save_image(paths[-1], frame)
     return paths
-
-
-def remux_audio(
-    video_path: str | os.PathLike[str], audio_source: str | os.PathLike[str], output: str | os.PathLike[str]
-) -> None:
-    """Join the pictures of one file and the sound track of another, both untouched, packet by packet.
-
-    output: .mp4 or .mov; may be `video_path` itself. The sound is not cut. Metadata is that of `video_path`.
-    Raises MediaError if a stream is missing or the container cannot hold the sound's codec.
-    """
-    with (
-        replacing(output) as partial,
-        open_media(video_path, "video") as pictures,
-        open_media(audio_source, "audio") as sounds,
-    ):
-        if not pictures.streams.video:
-            raise MediaError(f"{video_path} has no video stream.")
-        if not sounds.streams.audio:
-            raise MediaError(f"{audio_source} has no sound track.")
-        options = {"movflags": "+faststart", "fflags": "+bitexact"}
-        with av.open(os.fspath(partial), "w", format=Path(output).suffix.lower()[1:], options=options) as target:
-            target.metadata.update({k: v for k, v in pictures.metadata.items() if k in ("comment", "title")})
-            queues = []
-            for source, stream in ((pictures, pictures.streams.video[0]), (sounds, sounds.streams.audio[0])):
-                try:
-                    copy = target.add_stream_from_template(stream)
-                except ValueError as error:
-                    raise MediaError(f"{output} cannot hold {stream.codec_context.name} ({error}).") from error
-                queues.append(_packets_for(source, stream, copy))
-            for packet in heapq.merge(*queues, key=lambda p: float(p.dts * p.time_base)):
-                target.mux(packet)
-
-
-def _packets_for(source: Any, stream: Any, copy: Any, start: int = 0) -> Iterable[Any]:
-    """start: time stamp that becomes 0."""
-    with reading(source.name.removeprefix("file:"), stream.type):
-        for packet in source.demux(stream):
-            if packet.dts is not None:
-                packet.stream = copy
-                packet.dts -= start
-                packet.pts = None if packet.pts is None else packet.pts - start
-                yield packet

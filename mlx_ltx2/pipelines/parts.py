@@ -65,6 +65,7 @@ def check_request(filled: Filled, card: ModelCard) -> None:
         raise RequestError(f"image mode {filled.image_mode!r} does not exist; choose one of {', '.join(IMAGE_MODES)}.")
     if filled.audio_file is not None and not filled.audio:
         raise RequestError("an audio file was given together with no audio; drop one of the two.")
+    _check_track(filled)
     for name in ("image_strength", "audio_strength", "attention_strength", "denoising_strength"):
         check_share(name, getattr(filled, name))
     _check_numbers(filled)
@@ -75,6 +76,18 @@ def check_request(filled: Filled, card: ModelCard) -> None:
     _check_lora_strengths(filled)
     if (card.traits.distilled or filled.pipeline in UNGUIDED) and not filled.force_guidance:
         _refuse_guidance(filled)
+
+
+def _check_track(filled: Filled) -> None:
+    track = filled.audio_track
+    if track is None:
+        return
+    if not isinstance(track, int) or isinstance(track, bool) or track < 1:
+        raise RequestError(f"audio_track {track!r} is no number of a track; 1 is the first.")
+    if filled.audio_file is None and filled.video is None:
+        raise RequestError(f"audio_track {track} is asked for, and no file; give --audio-file or --video, or drop it.")
+    if not filled.audio:
+        raise RequestError("an audio track was chosen together with no audio; drop one of the two.")
 
 
 def _check_reference_options(filled: Filled) -> None:
@@ -272,7 +285,7 @@ def audio_input(filled: Filled) -> dict[str, Any] | None:
         raise RequestError(f"audio_start_time {start!r} must be 0 or more seconds.")
     if longest is not None and not 0 < longest < math.inf:
         raise RequestError(f"audio_max_duration {longest!r} must be more than 0 seconds.")
-    return {"path": str(filled.audio_file), "start": float(start), "max_seconds": longest}
+    return {"path": str(filled.audio_file), "start": float(start), "max_seconds": longest, "track": filled.audio_track}
 
 
 def audio_stream(filled: Filled, params: GuidanceParams | None, **later: Any) -> StreamPlan | None:

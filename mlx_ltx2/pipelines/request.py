@@ -100,6 +100,7 @@ class Request:
     audio_start_time: float | None = None
     audio_max_duration: float | None = None
     audio_strength: float | None = None
+    audio_track: int | None = None
     # video to video
     video: PathLike | None = None
     start_time: float | None = None

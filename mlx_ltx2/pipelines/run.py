@@ -108,9 +108,11 @@ class Run:
         for stage in plan.stages:
             if stage.upsample and plan.spatial_upscaler is not None:
                 check_upsampler_file(plan.spatial_upscaler, stage.upsample)
+        self._said = set(plan.notes)
         self.waveform: Waveform | None = None
         if plan.audio_input:
             self.waveform = read_recording(plan.audio_input, plan.shape.seconds)
+            self._say(self.waveform.notes)
 
     def _opened(self, use: SourceUse) -> Source:
         """The source clip; with the latents beside its file where they can be used, which is said."""
@@ -149,13 +151,23 @@ class Run:
         """The sound that ships: decoded latents, the recording that was given, or the source clip's own track."""
         if self.plan.audio_from == "input":
             return self.waveform
-        own = None if self.source is None else self.source.sound()
+        if self.plan.audio_from is None:
+            return None
+        own = None if self.source is None else self.source.sound(self.plan.shape.fps)
+        self._say(() if own is None else own.notes)
         if latents.audio is None or (self.plan.audio_from == "source" and own is not None):
             return own if self.plan.audio_from == "source" else None
         made = self._decoded(latents.audio)
         if self.source is None or own is None or self.source.use.sound is None:
             return made
         return splice_sound(own, made, self.source.use, self.plan.shape)
+
+    def _say(self, notes: Sequence[str]) -> None:
+        """Say once what reading a sound changed."""
+        for note in notes:
+            if note not in self._said:
+                self._said.add(note)
+                self.session.progress.note(note)
 
     @property
     def kept_picture(self) -> Path | None:
@@ -231,6 +243,7 @@ class Run:
             if known is not None:
                 return replace(media, audio=known)
             waveform = self.source.placed_sound(self.plan.shape, traits.audio_scale.rate_hz)
+            self._say(waveform.notes)
         assert waveform is not None
         audio = encode_audio(waveform, latents, lambda: load("audio_encoder"), traits, session.progress, session.report)
         return replace(media, audio=audio)

@@ -105,5 +105,6 @@ def made_over(filled: Filled, sigmas: tuple[float, ...]) -> tuple[tuple[float, .
             "ask for fewer."
         )
     kept = shortened(filled, sigmas)
-    use = SourceUse(str(filled.request.video), filled.num_frames, filled.source.has_audio, (0, filled.num_frames))
+    frames = filled.num_frames
+    use = SourceUse(str(filled.request.video), frames, filled.source.has_audio, (0, frames), track=filled.audio_track)
     return kept, {"start": "input", "noise_scale": kept[0]}, {"video_input": use}

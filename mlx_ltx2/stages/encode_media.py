@@ -209,9 +209,12 @@ def _reference(
 
 
 def read_recording(source: Mapping[str, Any], seconds: float) -> Waveform:
-    """The given recording, native rate and channels, from its start time for as long as asked or the clip lasts."""
+    """The given recording at its own rate, from its start time for as long as asked or the clip lasts.
+
+    Times are those of `read_audio`: in a video they count from its first shown picture.
+    """
     longest = source.get("max_seconds") or seconds
-    return read_audio(source["path"], source.get("start", 0.0), longest)
+    return read_audio(source["path"], source.get("start", 0.0), longest, track=source.get("track"))
 
 
 def encode_audio(

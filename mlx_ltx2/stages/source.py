@@ -80,13 +80,14 @@ class Source:
         if given < self.use.frames:
             raise MediaError(f"{path} has {given} frames, and {self.use.frames} are needed; is it cut short?")
 
-    def sound(self) -> Waveform | None:
-        """Its sound at its own rate, from the beginning; None if it has none, or only latents of it."""
+    def sound(self, fps: float) -> Waveform | None:
+        """Its sound at its own rate for as long as its frames; None if it has none, or only latents of it."""
         if not self.use.has_audio:
             return None
         if self.clip is not None:
             return self.clip.audio or self.decoded
-        return read_audio(self.use.path)
+        seconds = float(self.use.frames / exact_fps(fps))
+        return read_audio(self.use.path, max_seconds=seconds, track=self.use.track)
 
     def latents(self, shape: LatentShape) -> mx.array | None:
         """Video latents of an earlier run, (1, F, H, W, C), if they have this shape."""
@@ -118,7 +119,7 @@ class Source:
 
         rate_hz: of the silence of a source without sound.
         """
-        found = self.sound()
+        found = self.sound(shape.fps)
         if found is None:
             return Waveform(np.zeros((samples_for_frames(shape.frames, shape.fps, rate_hz), 2), np.float32), rate_hz)
         samples, rate = to_stereo(found.samples), found.rate_hz
@@ -126,7 +127,7 @@ class Source:
             samples_for_frames(n, shape.fps, rate) if n else 0 for n in (self.use.at, self.use.frames, shape.frames)
         )
         placed = np.concatenate([np.zeros((before, 2), np.float32), fit_length(samples, own)])
-        return Waveform(fit_length(placed, total), rate)
+        return Waveform(fit_length(placed, total), rate, found.notes)
 
 
 def kept_frames(source: Source) -> Iterator[np.ndarray]:

@@ -96,13 +96,14 @@ def stream_clip(
     return writer.notes
 
 
-def copy_track(path: Path, source: str | Path) -> str | None:
+def copy_track(path: Path, source: str | Path, track: int | None = None) -> str | None:
     """Put the sound track of `source` into a finished video as it is, packet by packet, in place of the encoded one.
 
+    It lies beside the picture as it does in the source. track: as for `read_audio`.
     Returns what is to be said if the container does not take it; the encoded sound stays then.
     """
     try:
-        remux_audio(path, source, path)
+        remux_audio(path, source, path, track=track)
     except MediaError as error:
         return f"the sound was encoded anew, since its track could not be copied: {error}"
     return None
