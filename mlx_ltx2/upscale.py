@@ -20,6 +20,7 @@ from mlx_ltx2.errors import RequestError, ShapeError
 from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline
 from mlx_ltx2.media.audio import read_audio
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable, holds_audio
+from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.media.images import load_image
 from mlx_ltx2.media.video import probe, read_frames
 from mlx_ltx2.pipelines.plan import as_json
@@ -58,6 +59,7 @@ class UpscalePlan:
     seed: int
     tiling: str
     video_out: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def plan_upscale(
@@ -72,7 +74,7 @@ def plan_upscale(
     tiling: str = "auto",
     even: bool = True,
 ) -> UpscalePlan:
-    """What `upscale` would do; reads the source's header alone. even: the result is H.264, which wants even sides.
+    """What `upscale` would do; looks at every picture of the source. even: the result is H.264, which wants even sides.
 
     Raises: RequestError, MediaError.
     """
@@ -85,7 +87,7 @@ def plan_upscale(
         raise RequestError(f"tiling {tiling!r} is not known; use one of {', '.join(TILING_MODES)}.")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise RequestError(f"seed {seed!r} is no whole number from 0 to 2^63-1.")
-    original, still, has_audio = _measured(Path(source))
+    original, still, has_audio, notes = _measured(Path(source))
     if temporal and still:
         raise RequestError(f"{source} is one image; it has no time to be doubled. Drop --temporal.")
     step = 2 if even else 1
@@ -95,18 +97,21 @@ def plan_upscale(
         shape = replace(shape, frames=2 * shape.frames - 1, fps=2 * shape.fps)
     kinds = (*([SPATIAL[scale]] if scale else []), *(["temporal-x2"] if temporal else []))
     sigmas = STAGE_2_SIGMAS if refine else ()
-    return UpscalePlan(str(source), model, still, has_audio, kinds, original, shape, sigmas, prompt, seed, tiling)
+    return UpscalePlan(
+        str(source), model, still, has_audio, kinds, original, shape, sigmas, prompt, seed, tiling, notes=notes
+    )
 
 
-def _measured(source: Path) -> tuple[VideoShape, bool, bool]:
-    """Shape, whether it is a still, whether it has sound."""
+def _measured(source: Path) -> tuple[VideoShape, bool, bool, tuple[str, ...]]:
+    """Shape, whether it is a still, whether it has sound, what reading it changes."""
     if source.suffix.lower() in IMAGE_SUFFIXES:
         height, width = load_image(source).shape[:2]
-        return VideoShape(1, height, width), True, False
+        return VideoShape(1, height, width), True, False, ()
     info = probe(source, count=True)
     if not info.fps or not info.frames:
         raise ShapeError(f"{source} does not say its frame rate or length; write it anew as .mp4.")
-    return VideoShape(info.frames, info.height, info.width, float(info.fps)), False, info.has_audio
+    shape = VideoShape(info.frames, info.height, info.width, float(info.fps))
+    return shape, False, info.has_audio, info.notes
 
 
 def upscale(
@@ -164,6 +169,8 @@ class _Upscale:
 
     def __call__(self, output: Path | None, crf: float, keep_frames: bool) -> Clip:
         plan = self.plan
+        for note in plan.notes:
+            self.progress.note(note)
         latent = self._encoded()
         for kind in plan.kinds:
             load = partial(self.networks.load_upsampler, kind)
@@ -181,7 +188,9 @@ class _Upscale:
 
     def _encoded(self) -> mx.array:
         plan = self.plan
-        frames = load_image(plan.source)[None] if plan.still else read_frames(plan.source)
+        frames = (
+            load_image(plan.source)[None] if plan.still else read_frames(plan.source, fps=exact_fps(plan.original.fps))
+        )
         if len(frames) != plan.original.frames:
             raise ShapeError(f"{plan.source} has {len(frames)} frames and says it has {plan.original.frames}.")
         grid = padded(frames, self.scale, 2 if "spatial-x1.5" in plan.kinds else 1)

@@ -30,9 +30,8 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
     source.check_images(image_uses, made)
     audio, audio_from, notes = _audio(filled, card, info, (own, more))
     stretch = (made[0] / shape.fps, made[1] / shape.fps)
-    use = SourceUse(
-        str(filled.video), own, info.has_audio, made, at, stretch if audio_from == 0 and info.has_audio else None
-    )
+    sound = stretch if audio_from == 0 and info.has_audio else None
+    use = SourceUse(str(filled.video), own, info.has_audio, made, at, sound, shape.fps)
     stage = StagePlan(
         name="extend",
         shape=shape,

@@ -50,7 +50,8 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
         loras=parts.user_loras(filled, 1),
     )
     spliced = audio_from == 0 and info.has_audio
-    use = SourceUse(str(filled.video), shape.frames, info.has_audio, made, sound=(start, end) if spliced else None)
+    sound = (start, end) if spliced else None
+    use = SourceUse(str(filled.video), shape.frames, info.has_audio, made, sound=sound, fps=shape.fps)
     if filled.retake_video:
         notes = (f"frames {made[0]} to {made[1] - 1} are made anew, all others are kept", *notes)
     notes = (*parts.notes(filled, shape), *notes)

@@ -59,6 +59,7 @@ class SourceUse:
     frames: how many of its frames are used. at: the result's frame that its first one becomes. has_audio: it has
     sound. made: [first, end) of the result's frames that are decoded, all others are the source's own.
     sound: [start, end) in seconds of the result whose sound is new beside the source's own; None: all of it is.
+    fps: the rate that its file is read at; 0 is its own.
     """
 
     path: str
@@ -67,6 +68,7 @@ class SourceUse:
     made: tuple[int, int]
     at: int = 0
     sound: tuple[float, float] | None = None
+    fps: float = 0
 
 
 @dataclass(frozen=True)
