@@ -26,6 +26,7 @@ from mlx_ltx2.pipelines.plan import Plan, as_json, describe
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.pipelines.run import Run, Session, StepCallback, required_components
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
+from mlx_ltx2.stages.check_media import check_media
 from mlx_ltx2.stages.keep_latents import keep_latents
 from mlx_ltx2.stages.source import facts, same_file
 from mlx_ltx2.stages.write import Clip, copy_track, stream_clip
@@ -141,7 +142,8 @@ class LTX2Pipeline:
         filled = presets.fill(request, card.traits, found)
         parts.check_request(filled, card)
         plan = recipes.RECIPES[filled.pipeline](filled, card)
-        return replace(plan, notes=(*plan.notes, *_track_notes(plan, in_memory)))
+        more = (*check_media(plan.stages), *_track_notes(plan, in_memory))
+        return replace(plan, notes=tuple(dict.fromkeys((*plan.notes, *more))))
 
     def plan_memory(self, plan: Plan, *, contexts_given: bool = False) -> MemoryPlan:
         """What the plan's phases will need, and what is streamed so that they fit. Touches no weights.

@@ -63,6 +63,7 @@ class UpscalePlan:
     tiling: str
     video_out: bool = True
     audio_track: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_upscale(
@@ -78,7 +79,7 @@ def plan_upscale(
     even: bool = True,
     audio_track: int | None = None,
 ) -> UpscalePlan:
-    """What `upscale` would do; reads the source's header alone. even: the result is H.264, which wants even sides.
+    """What `upscale` would do; looks at every picture of the source. even: the result is H.264, which wants even sides.
     audio_track: the sound that is kept, 1 is the first; None for the one that players choose.
 
     Raises: RequestError, MediaError.
@@ -93,7 +94,7 @@ def plan_upscale(
         raise RequestError(f"tiling {tiling!r} is not known; use one of {', '.join(TILING_MODES)}.")
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise RequestError(f"seed {seed!r} is no whole number from 0 to 2^63-1.")
-    original, still, has_audio = _measured(Path(source))
+    original, still, has_audio, notes = _measured(Path(source))
     if has_audio:
         probe_sound(source, audio_track)
     elif audio_track is not None:
@@ -109,19 +110,20 @@ def plan_upscale(
     sigmas = STAGE_2_SIGMAS if refine else ()
     return UpscalePlan(
         str(source), model, still, has_audio, kinds, original, shape, sigmas, prompt, seed, tiling,
-        audio_track=audio_track,
+        audio_track=audio_track, notes=notes,
     )  # fmt: skip
 
 
-def _measured(source: Path) -> tuple[VideoShape, bool, bool]:
-    """Shape, whether it is a still, whether it has sound."""
+def _measured(source: Path) -> tuple[VideoShape, bool, bool, tuple[str, ...]]:
+    """Shape, whether it is a still, whether it has sound, what reading it changes."""
     if source.suffix.lower() in IMAGE_SUFFIXES:
-        height, width = load_image(source).shape[:2]
-        return VideoShape(1, height, width), True, False
+        picture = read_picture(source)
+        return VideoShape(1, *picture.pixels.shape[:2]), True, False, picture.notes
     info = probe(source, count=True)
     if not info.fps or not info.frames:
         raise ShapeError(f"{source} does not say its frame rate or length; write it anew as .mp4.")
-    return VideoShape(info.frames, info.height, info.width, float(info.fps)), False, info.has_audio
+    shape = VideoShape(info.frames, info.height, info.width, float(info.fps))
+    return shape, False, info.has_audio, info.notes
 
 
 def upscale(
@@ -179,6 +181,8 @@ class _Upscale:
 
     def __call__(self, output: Path | None, crf: float, keep_frames: bool) -> Clip:
         plan = self.plan
+        for note in plan.notes:
+            self.progress.note(note)
         latent = self._encoded()
         for kind in plan.kinds:
             load = partial(self.networks.load_upsampler, kind)
@@ -198,12 +202,9 @@ class _Upscale:
     def _encoded(self) -> mx.array:
         plan = self.plan
         if plan.still:
-            picture = read_picture(plan.source)
-            frames = picture.pixels[None]
-            for note in picture.notes:
-                self.progress.note(note)
+            frames = load_image(plan.source)[None]
         else:
-            frames = read_frames(plan.source)
+            frames = read_frames(plan.source, fps=exact_fps(plan.original.fps))
         if len(frames) != plan.original.frames:
             raise ShapeError(f"{plan.source} has {len(frames)} frames and says it has {plan.original.frames}.")
         grid = padded(frames, self.scale, 2 if "spatial-x1.5" in plan.kinds else 1)

@@ -25,7 +25,6 @@ def command(as_json: bool, **given: Any) -> None:
     from mlx_ltx2.pipelines.presets import wanted_variant
     from mlx_ltx2.pipelines.run import required_components
     from mlx_ltx2.progress import make_progress
-    from mlx_ltx2.stages.check_media import check_media
 
     request, model, _, report = split_options(given)
     prompt = request.pop("prompt", None)
@@ -41,7 +40,7 @@ def command(as_json: bool, **given: Any) -> None:
     )
     plan = pipeline.plan(prompt, **request)
     memory = pipeline.plan_memory(plan)
-    plan = replace(plan, memory=memory.to_dict(), notes=(*plan.notes, *check_media(plan.stages)))
+    plan = replace(plan, memory=memory.to_dict())
     if as_json:
         click.echo(opts.json_text(plan.to_dict()))
         return

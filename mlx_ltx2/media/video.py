@@ -1,27 +1,41 @@
-"""Video files -> frames and facts about them."""
+"""Video files -> frames and facts about them, as a player shows them.
+
+One way of reading: pictures are decoded, those that a player hides left out, placed by their time stamps, and turned
+into RGB by `as_shown`. What that changes is said in `MediaInfo.notes`.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
+from itertools import chain
 from typing import Any, Literal
 
 import av
 import numpy as np
 
-from mlx_ltx2.errors import MediaError, RequestError
+from mlx_ltx2.errors import LTX2Error, MediaError, RequestError, ResourceError
+from mlx_ltx2.media.as_shown import Look, Shown, check_one_shape, deinterlaced, look_of, squared
+from mlx_ltx2.media.frame_times import FrameTimes
 from mlx_ltx2.media.opening import opened, shown_stream
+
+MOST_FRAMES = 36_000
+"""Twenty minutes at 30 fps. A clip is read as a whole; a longer one is a film."""
 
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What a video file says about itself.
+    """What reading a video file gives.
 
-    width, height: pixels as shown, after rotation. fps: frames per second. frames: None if the container
-    does not say. seconds: length of the picture. rotation: degrees counter-clockwise (0, 90, 180, 270) that
-    reading applies.
+    width, height: pixels as shown, square and upright. fps: frames per second, constant. frames: those that a player
+    shows, at this rate; uncounted, what the header says, None if it is silent. seconds: length of the picture.
+    rotation: degrees counter-clockwise (0, 90, 180, 270) that reading applies. notes: what reading changes, in words
+    that name the file.
+    as_is: whether the shown pictures and times are the stored ones.
     """
 
     width: int
@@ -32,30 +46,87 @@ class MediaInfo:
     has_audio: bool
     audio_rate_hz: int | None
     rotation: int = 0
+    notes: tuple[str, ...] = ()
+    as_is: bool = True
 
 
-def probe(path: str | os.PathLike[str], *, count: bool = False) -> MediaInfo:
-    """Facts about a video, from its header and first frame.
+def probe(
+    path: str | os.PathLike[str], *, count: bool = False, fps: Fraction | None = None, frames: int | None = None
+) -> MediaInfo:
+    """Facts about a video.
 
-    count: decode the whole stream when the container does not say how many frames there are.
-    Raises MediaError if the file cannot be read or has no video stream.
+    count: decode the stream, so that frames, rate and length are those that a player shows instead of the header's.
+    fps: count frames as `iter_frames` reads them at this rate. frames: count no further.
+    Raises MediaError if the file cannot be read or has no video stream, ResourceError for pictures too large to be read
+    or, where it is counted without an end, a clip whose frames would fill half of this machine's memory.
     """
     with opened(path, "video") as container:
         stream = shown_stream(container, path)
-        first = next(container.decode(stream), None)
-        if first is None:
-            raise MediaError(f"the video stream of {path} is empty; it holds not one frame.")
-        turns = _quarter_turns(first)
-        fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
-        frames = stream.frames or None
-        if frames is None and count:
-            frames = 1 + sum(1 for _ in container.decode(stream))
-        seconds = _seconds(container, stream, frames, fps)
+        _, _, look = _first(container, stream, path)
+        hints, seconds, stored = _hints(stream), _seconds(container, stream), stream.frames or None
         sound = container.streams.audio[0] if container.streams.audio else None
-        sides = (first.width, first.height)
-        width, height = sides[::-1] if turns % 2 else sides
         rate = sound.rate if sound else None
-        return MediaInfo(width, height, fps, frames, seconds, sound is not None, rate, 90 * turns)
+    info = MediaInfo(
+        *look.size,
+        fps=hints[0] if hints else Fraction(0),
+        frames=stored,
+        seconds=seconds,
+        has_audio=sound is not None,
+        audio_rate_hz=rate,
+        rotation=look.orientation.degrees,
+        notes=tuple(f"{path}: {note}" for note in look.notes),
+        as_is=look.as_is,
+    )
+    return _counted(path, info, fps, frames) if count or fps or frames else info
+
+
+def _counted(path: str | os.PathLike[str], info: MediaInfo, fps: Fraction | None, frames: int | None) -> MediaInfo:
+    until = None if frames is None else frames / fps if fps else None
+    scan = _scanned(path, frames if until is None else None, until)
+    times = scan.times
+    own = times.rate or Fraction(0)
+    given = times.shown(fps or own) if fps or own else np.arange(len(times.ticks))
+    found = len(given) if frames is None else min(frames, len(given))
+    if frames is None and found * info.width * info.height * 3 > _most_bytes():
+        raise ResourceError(_too_long(path, found, info))
+    said = [*scan.notes, *_time_notes(times, fps, given[:found])]
+    seconds = times.end if not (fps or own) else float(found / (fps or own))
+    return replace(
+        info,
+        fps=fps or own,
+        frames=found,
+        seconds=seconds,
+        notes=(*info.notes, *(f"{path}: {note}" for note in said)),
+        as_is=info.as_is and not said,
+    )
+
+
+def _time_notes(times: FrameTimes, fps: Fraction | None, given: np.ndarray) -> list[str]:
+    if np.array_equal(given, np.arange(len(given))) and times.steady_rate:
+        return []
+    if times.near_rate:
+        own = times.near_rate
+        if fps is not None and fps != own:
+            return [f"its {_number(own)} fps were read as {_number(fps)} fps, by time"]
+        return [f"read as {_number(own)} fps; its time stamps stray from that rate by a few milliseconds"]
+    low, high = times.intervals
+    return [f"read as {_number(fps or times.rate)} fps; its rate varies between {_number(low)} and {_number(high)} fps"]
+
+
+def _number(fps: Fraction | float | None) -> str:
+    return f"{float(fps or 0):.3f}".rstrip("0").rstrip(".")
+
+
+def _too_long(path: str | os.PathLike[str], frames: int, info: MediaInfo) -> str:
+    size = frames * info.width * info.height * 3
+    return (
+        f"{path} has {frames} frames of {info.width}x{info.height}, {size / 1e9:.1f} GB when they are read, more than "
+        "half of this machine's memory; cut it into shorter clips first."
+    )
+
+
+def _most_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def iter_frames(
@@ -64,13 +135,16 @@ def iter_frames(
     start_seconds: float = 0.0,
     max_frames: int | None = None,
     by: Literal["index", "pts"] = "index",
+    fps: Fraction | None = None,
 ) -> Iterator[np.ndarray]:
-    """Frames of a video one by one, uint8 (H, W, 3) RGB, upright.
+    """Frames of a video one by one, uint8 (H, W, 3) RGB, as a player shows them.
 
-    start_seconds: by="index" skips round(start * fps) frames, whatever their time stamps; by="pts" starts
-    with the first frame whose time stamp, counted from the first one, is not earlier. max_frames: at most so
-    many.
-    Raises RequestError for a negative start or count, MediaError if the file cannot be read.
+    start_seconds: counted from the first shown picture; by="index" skips round(start * fps) frames, by="pts" those that
+    are shown earlier. max_frames: at most so many. fps: the constant rate of the frames; by itself the clip's own
+    (`MediaInfo.fps`), at which a clip of constant rate gives every picture once. At any other rate, and from a clip of
+    varying rate, frame k is the picture that stands at k / fps.
+    Raises RequestError for a negative start or count, MediaError if the file cannot be read, ResourceError for more
+    than `MOST_FRAMES`.
     Source: ltx-pipelines 1.2.0, media_io/decode.py, `decode_video_by_frame` and `decode_video_from_file`.
     """
     if not (np.isfinite(start_seconds) and start_seconds >= 0):
@@ -79,7 +153,7 @@ def iter_frames(
         raise RequestError(f"{max_frames} frames cannot be read; use 1 or more, or leave it out.")
     if by not in ("index", "pts"):
         raise RequestError(f"frames are read by 'index' or by 'pts', not by {by!r}.")
-    return _frames(path, start_seconds, max_frames, by == "pts")
+    return _frames(path, start_seconds, max_frames, by == "pts", fps)
 
 
 def read_frames(
@@ -88,48 +162,166 @@ def read_frames(
     start_seconds: float = 0.0,
     max_frames: int | None = None,
     by: Literal["index", "pts"] = "index",
+    fps: Fraction | None = None,
 ) -> np.ndarray:
     """Frames of a video as one array, uint8 (F, H, W, 3); arguments as for `iter_frames`.
 
     Raises MediaError also when no frame lies at or after the start.
     """
-    frames = list(iter_frames(path, start_seconds=start_seconds, max_frames=max_frames, by=by))
-    if not frames:
+    held: list[np.ndarray] = []
+    room = _most_bytes()
+    for frame in iter_frames(path, start_seconds=start_seconds, max_frames=max_frames, by=by, fps=fps):
+        held.append(frame)
+        room -= frame.nbytes
+        if room < 0:
+            raise ResourceError(
+                f"{path} is too long: {len(held)} frames fill half of this machine's memory; cut it into shorter clips."
+            )
+    if not held:
         raise MediaError(f"{path} has no frame at or after {start_seconds} s.")
-    return np.stack(frames)
+    return np.stack(held)
 
 
-def _frames(path: str | os.PathLike[str], start: float, max_frames: int | None, by_time: bool) -> Iterator[np.ndarray]:
+def _frames(
+    path: str | os.PathLike[str], start: float, most: int | None, by_time: bool, fps: Fraction | None
+) -> Iterator[np.ndarray]:
+    upto = None if most is None or start else most
+    if upto is not None and fps is not None:
+        times = _scanned(path, None, upto / fps).times
+    else:
+        times = _scanned(path, upto, None).times
+    rate = fps or times.rate
+    wanted = times.shown(rate) if rate else np.arange(len(times.ticks))
+    skipped = round(start * (rate or 0))
+    if by_time and start:
+        stand = times.seconds[wanted] if rate == times.near_rate else np.arange(len(wanted)) / float(rate or 1)
+        # A time stamp is rounded to its container's tick, a millisecond in Matroska.
+        tolerance = float(min(times.tick, 1 / (4 * rate)) if rate else times.tick)
+        skipped = int(np.searchsorted(stand, start - tolerance))
+    yield from _pictures(path, wanted[skipped : None if most is None else skipped + most].tolist())
+
+
+def _pictures(path: str | os.PathLike[str], wanted: list[int]) -> Iterator[np.ndarray]:
+    """The shown pictures of these numbers, which never fall; each is converted once."""
+    if not wanted:
+        return
     with opened(path, "video") as container:
         stream = shown_stream(container, path)
-        stream.thread_type = "AUTO"
-        fps = Fraction(stream.average_rate or stream.guessed_rate or 0)
-        skipped = round(start * fps)
-        # A time stamp is rounded to its container's tick, a millisecond in Matroska.
-        tolerance = min(stream.time_base, 1 / (4 * fps)) if fps else stream.time_base
-        given, origin = 0, None
-        for index, frame in enumerate(container.decode(stream)):
-            if by_time and frame.pts is not None:
-                at = frame.pts * frame.time_base
-                origin = at if origin is None else origin
-                early = at - origin < Fraction(start) - tolerance
-            else:
-                early = index < skipped
-            if early:
+        frames, first, look = _first(container, stream, path)
+        shown = Shown(first, stream.sample_aspect_ratio)
+        place = 0
+        for number, frame in enumerate(deinterlaced(frames, look.interlaced)):
+            if number != wanted[place]:
                 continue
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame)))
-            given += 1
-            if given == max_frames:
+            with _naming(path):
+                picture = shown.rgb(frame)
+            while place < len(wanted) and wanted[place] == number:
+                yield picture if place + 1 == len(wanted) or wanted[place + 1] != number else picture.copy()
+                place += 1
+            if place == len(wanted):
                 return
 
 
-def _quarter_turns(frame: Any) -> int:
-    return round(frame.rotation / 90) % 4
+def _first(container: Any, stream: Any, path: str | os.PathLike[str]) -> tuple[Iterator[Any], Any, Look]:
+    """All frames that are shown, the first of them, and what it says about itself."""
+    codec = stream.codec_context
+    with _naming(path):
+        if codec.width and codec.height:
+            squared((codec.width, codec.height), None)
+    frames = _decoded(container, stream)
+    first = next(frames, None)
+    if first is None:
+        raise MediaError(f"the video stream of {path} is empty; it holds not one frame.")
+    with _naming(path):
+        look = look_of(first, stream.sample_aspect_ratio)
+    return chain([first], frames), first, look
 
 
-def _seconds(container: Any, stream: Any, frames: int | None, fps: Fraction) -> float:
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Frames in order; those before the first one that can be decoded whole are left out, as players do."""
+    stream.thread_type = "AUTO"
+    whole = False
+    for frame in container.decode(stream):
+        whole = whole or not frame.is_corrupt
+        if whole:
+            yield frame
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """What decoding a stream shows: when each picture stands, and what is to be said about them."""
+
+    times: FrameTimes
+    notes: tuple[str, ...]
+
+
+def _scanned(path: str | os.PathLike[str], frames: int | None, seconds: Fraction | None) -> _Scan:
+    """Decode the stream and note when each picture is shown, up to so many frames or seconds, and one more.
+
+    The last few results are kept as long as their files stay the same.
+    """
+    with opened(path, "video"):
+        found = os.stat(path)
+    stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return _scan(path, stamp, frames, seconds)
+
+
+@lru_cache(maxsize=16)
+def _scan(path: str | os.PathLike[str], stamp: tuple[int, ...], most: int | None, seconds: Fraction | None) -> _Scan:
+    with opened(path, "video") as container:
+        stream = shown_stream(container, path)
+        frames, first, look = _first(container, stream, path)
+        hints = _hints(stream)
+        tick = Fraction(first.time_base or stream.time_base or Fraction(1, 1000))
+        step = max(1, round(1 / ((hints[0] if hints else 25) * tick)))
+        notes: dict[str, None] = {}
+        ticks: list[int] = []
+        last, whole = 0, True
+        for frame in frames:
+            notes |= dict.fromkeys(_said_of(frame, look, path))
+            at = frame.pts if frame.pts is not None else ticks[-1] + step if ticks else 0
+            ticks.append(at if not ticks else max(at, ticks[-1] + 1))
+            last = frame.duration or 0
+            if (most and len(ticks) > most) or (seconds and (ticks[-1] - ticks[0]) * tick > seconds):
+                whole = False
+                break
+            if len(ticks) > MOST_FRAMES:
+                raise ResourceError(f"{path} has more than {MOST_FRAMES} frames; cut it into shorter clips first.")
+        if whole and stream.frames > len(ticks):
+            notes[f"its header counts {stream.frames} pictures; a player shows {len(ticks)}, and so many are read"] = (
+                None
+            )
+    return _Scan(FrameTimes(np.array(ticks, np.int64) - ticks[0], tick, last, hints), tuple(notes))
+
+
+def _said_of(frame: Any, look: Look, path: str | os.PathLike[str]) -> list[str]:
+    said = ["some of its pictures are damaged; they are read as far as they can be"] if frame.is_corrupt else []
+    size = (frame.width, frame.height)
+    if size != look.stored:
+        with _naming(path):
+            check_one_shape(look.stored, size)
+        said.append(
+            f"its pictures change from {look.stored[0]}x{look.stored[1]} to {size[0]}x{size[1]}; scaled to one size"
+        )
+    return said
+
+
+def _hints(stream: Any) -> tuple[Fraction, ...]:
+    """What the header calls the rate, best first."""
+    rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
+    return tuple(dict.fromkeys(Fraction(rate) for rate in rates if rate and 0 < rate <= 1000))
+
+
+def _seconds(container: Any, stream: Any) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if frames and fps:
-        return float(frames / fps)
     return float((container.duration or 0) / av.time_base)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Put the file's name before the message of what is refused about its pictures."""
+    try:
+        yield
+    except LTX2Error as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -250,15 +250,16 @@ class VideoSink:
 class CopySink:
     """The compressed pictures of another file as they are, and new sound, in an MP4 or MOV.
 
-    Raises MediaError if the container does not hold such pictures, or they are turned by a display matrix.
+    The first shown picture begins at 0. Raises MediaError if the container does not hold such pictures, or showing them
+    takes more than decoding them: then their copy would not look like the frames that were read.
     """
 
     def __init__(
         self, partial: Path, picture: str | os.PathLike[str], fps: Fraction, metadata: Mapping[str, str]
     ) -> None:
         self._picture, self._fps, self._frames = picture, fps, 0
-        if probe(picture).rotation:
-            raise MediaError(f"{picture} is turned when it is shown.")
+        if not probe(picture, count=True).as_is:
+            raise MediaError(f"{picture} is not shown as it is stored.")
         self._container = _open_movie(partial, fps, metadata)
         try:
             with opened(picture, "video") as source:

@@ -31,7 +31,7 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
     audio, audio_from, notes = _audio(filled, card, info, (own, more))
     stretch = (made[0] / shape.fps, made[1] / shape.fps)
     sound = stretch if audio_from == 0 and info.has_audio else None
-    use = SourceUse(str(filled.video), own, info.has_audio, made, at, sound, filled.audio_track)
+    use = SourceUse(str(filled.video), own, info.has_audio, made, at, sound, filled.audio_track, shape.fps)
     stage = StagePlan(
         name="extend",
         shape=shape,

@@ -12,6 +12,7 @@ from mlx_ltx2.diffusion.guidance import GuidanceParams
 from mlx_ltx2.diffusion.schedules import checked_sigmas, ltx2_schedule
 from mlx_ltx2.diffusion.steppers import SAMPLERS
 from mlx_ltx2.errors import RequestError
+from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.pipelines.presets import GUIDED, TWO_STAGE, UNGUIDED
 from mlx_ltx2.pipelines.request import Filled
@@ -343,7 +344,7 @@ def _factor(lora: object, key: str, text: str) -> int:
 
 
 def notes(filled: Filled, shape: VideoShape) -> tuple[str, ...]:
-    found = []
+    found = [] if filled.source is None else [*filled.source.notes, *_other_rate(filled, shape)]
     if shape.seconds > MAX_SECONDS:
         found.append(
             f"{shape.seconds:.1f} s is longer than the {MAX_SECONDS:g} s the model was trained for; expect drift"
@@ -351,6 +352,13 @@ def notes(filled: Filled, shape: VideoShape) -> tuple[str, ...]:
     if filled.audio_file is not None and filled.origin.get("audio_cfg_scale") == "given":
         found.append("audio guidance has no effect: the audio is given, not generated")
     return tuple(found)
+
+
+def _other_rate(filled: Filled, shape: VideoShape) -> list[str]:
+    own, fps = filled.source.fps if filled.source else 0, exact_fps(shape.fps)
+    if not own or own == fps:
+        return []
+    return [f"{filled.request.video}: its {float(own):g} fps are read as {float(fps):g} fps, by time"]
 
 
 def assemble(

@@ -51,7 +51,10 @@ def recipe(filled: Filled, card: parts.ModelCard) -> Plan:
     )
     spliced = audio_from == 0 and info.has_audio
     sound = (start, end) if spliced else None
-    use = SourceUse(str(filled.video), shape.frames, info.has_audio, made, sound=sound, track=filled.audio_track)
+    use = SourceUse(
+        str(filled.video), shape.frames, info.has_audio, made,
+        sound=sound, track=filled.audio_track, fps=shape.fps,
+    )  # fmt: skip
     if filled.retake_video:
         notes = (f"frames {made[0]} to {made[1] - 1} are made anew, all others are kept", *notes)
     notes = (*parts.notes(filled, shape), *notes)

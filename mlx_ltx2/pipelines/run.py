@@ -103,12 +103,11 @@ class Run:
         self.memory = session.memory or MemoryPlan(default_budget())
         self.pressure = PressureWatch(session.memory_is_short, session.progress.note)
         self.source = None if plan.video_input is None else self._opened(plan.video_input)
-        for note in check_media(plan.stages):
-            session.progress.note(note)
+        self._said = set(plan.notes)
+        self._say(check_media(plan.stages))
         for stage in plan.stages:
             if stage.upsample and plan.spatial_upscaler is not None:
                 check_upsampler_file(plan.spatial_upscaler, stage.upsample)
-        self._said = set(plan.notes)
         self.waveform: Waveform | None = None
         if plan.audio_input:
             self.waveform = read_recording(plan.audio_input, plan.shape.seconds)
@@ -163,7 +162,7 @@ class Run:
         return splice_sound(own, made, self.source.use, self.plan.shape)
 
     def _say(self, notes: Sequence[str]) -> None:
-        """Say once what reading a sound changed."""
+        """Say once what reading a file changed."""
         for note in notes:
             if note not in self._said:
                 self._said.add(note)

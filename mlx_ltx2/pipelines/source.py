@@ -99,12 +99,12 @@ def made_over(filled: Filled, sigmas: tuple[float, ...]) -> tuple[tuple[float, .
     """
     if filled.request.video is None or filled.source is None:
         return sigmas, {}, {}
-    if not filled.source.frames or filled.source.frames < filled.num_frames:
+    info, count, fps = filled.source, filled.num_frames, float(filled.fps)
+    found = int((info.frames or 0) * exact_fps(fps) / info.fps) if info.fps else info.frames or 0
+    if found < count:
         raise RequestError(
-            f"{filled.request.video} has {filled.source.frames} frames and {filled.num_frames} are wanted; "
-            "ask for fewer."
+            f"{filled.request.video} has {found} frames at {fps:g} fps and {count} are wanted; ask for fewer."
         )
     kept = shortened(filled, sigmas)
-    frames = filled.num_frames
-    use = SourceUse(str(filled.request.video), frames, filled.source.has_audio, (0, frames), track=filled.audio_track)
+    use = SourceUse(str(filled.request.video), count, info.has_audio, (0, count), track=filled.audio_track, fps=fps)
     return kept, {"start": "input", "noise_scale": kept[0]}, {"video_input": use}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fractions import Fraction
 
 from mlx_ltx2.errors import MediaError
+from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.media.pictures import read_picture
 from mlx_ltx2.media.video import MediaInfo, probe
+from mlx_ltx2.shapes import VideoShape
 from mlx_ltx2.stages.plan import ReferenceUse, StagePlan
 
 _SAME_SHAPE = 0.02
@@ -22,28 +25,42 @@ def check_media(stages: Iterable[StagePlan]) -> tuple[str, ...]:
     notes: list[str] = []
     for path in dict.fromkeys(use.path for stage in stages for use in stage.images):
         notes += read_picture(path).notes
-    for use, frames in dict.fromkeys((use, s.shape.frames) for s in stages for use in s.references):
-        _check_reference(use, frames)
-    return tuple(notes)
+    return (*notes, *check_references(stages))
 
 
-def _check_reference(use: ReferenceUse, frames: int) -> None:
-    reference = probe(use.path, count=True)
-    if (reference.frames or 0) < frames:
-        raise MediaError(
-            f"reference {use.path} has {reference.frames} frames and the clip {frames}; give a reference at least as "
-            "long, or ask for fewer frames."
-        )
+def check_references(stages: Iterable[StagePlan]) -> tuple[str, ...]:
+    """What reading the references and masks of these stages changes, in words, each once.
+
+    Raises: MediaError unless each can be read, is long enough, and a mask is of its reference's shape.
+    """
+    uses = dict.fromkeys((use, s.shape) for s in stages for use in s.references)
+    return tuple(dict.fromkeys(note for use, shape in uses for note in _check_reference(use, shape)))
+
+
+def _check_reference(use: ReferenceUse, shape: VideoShape) -> tuple[str, ...]:
+    reference = _long_enough("reference", use.path, shape)
     if use.mask is None:
-        return
-    mask = probe(use.mask, count=True)
+        return reference.notes
+    mask = _long_enough("mask", use.mask, shape)
     if abs(_aspect(mask) / _aspect(reference) - 1) > _SAME_SHAPE:
         raise MediaError(
             f"mask {use.mask} is {mask.width}x{mask.height} and its reference {reference.width}x{reference.height}; "
             "give a mask of the reference's shape."
         )
-    if (mask.frames or 0) < frames:
-        raise MediaError(f"mask {use.mask} has {mask.frames} frames and the clip {frames}; give one at least as long.")
+    return (*reference.notes, *mask.notes)
+
+
+def _long_enough(kind: str, path: str, shape: VideoShape) -> MediaInfo:
+    """Facts about a clip as it is read for a result of this shape: at the result's rate, no further than its end."""
+    fps = exact_fps(shape.fps)
+    info = probe(path, fps=fps, frames=shape.frames)
+    if (info.frames or 0) < shape.frames:
+        raise MediaError(
+            f"{kind} {path} has {info.frames} frames at {float(fps):g} fps ({info.seconds:.3f} s) and the clip "
+            f"{shape.frames} ({float(Fraction(shape.frames) / fps):.3f} s); give one at least as long, or ask for "
+            "fewer frames."
+        )
+    return info
 
 
 def _aspect(info: MediaInfo) -> float:

@@ -22,6 +22,7 @@ from mlx_ltx2.diffusion.state import ConditioningItem
 from mlx_ltx2.diffusion.tiles import DEFAULT_TILES, Tile, encode_plan, run_tiles
 from mlx_ltx2.errors import MediaError
 from mlx_ltx2.media.audio import fit_length, read_audio, to_stereo
+from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.media.images import normalize_pixels, prepare_image, resize_and_crop
 from mlx_ltx2.media.resample import resample
 from mlx_ltx2.media.video import read_frames
@@ -194,17 +195,23 @@ def _reference(
     use: ReferenceUse, shape: VideoShape, traits: Traits, encoded: Callable[[np.ndarray], mx.array]
 ) -> tuple[ReferenceUse, mx.array, np.ndarray | None]:
     step = traits.video_scale.time
-    frames = read_frames(use.path, max_frames=shape.frames)
+    fps = exact_fps(shape.fps)
+    frames = read_frames(use.path, max_frames=shape.frames, fps=fps)
+    chosen = np.arange(len(frames))
     if use.temporal_scale > 1:
-        frames = np.concatenate([frames[:1], frames[1 :: use.temporal_scale]])
-    frames = frames[: (len(frames) - 1) // step * step + 1]
+        chosen = np.concatenate([chosen[:1], chosen[1 :: use.temporal_scale]])
+    chosen = chosen[: (len(chosen) - 1) // step * step + 1]
+    frames = frames[chosen]
     height, width = shape.height // use.downscale, shape.width // use.downscale
     latent = encoded(normalize_pixels(resize_and_crop(frames, height, width)))
     if use.mask is None:
         return use, latent, None
-    mask = resize_and_crop(read_frames(use.mask, max_frames=len(frames)), shape.height, shape.width)
-    if len(mask) != len(frames):
-        raise MediaError(f"mask {use.mask} has {len(mask)} frames, the reference has {len(frames)}; give equally many.")
+    mask = read_frames(use.mask, max_frames=shape.frames, fps=fps)
+    if len(mask) <= chosen[-1]:
+        raise MediaError(
+            f"mask {use.mask} has {len(mask)} frames, {chosen[-1] + 1} of the reference are used; give equally many."
+        )
+    mask = resize_and_crop(mask[chosen], shape.height, shape.width)
     return use, latent, attention_weights(mask.mean(axis=-1) / 255, *latent.shape[1:4])
 
 

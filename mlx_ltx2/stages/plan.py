@@ -60,6 +60,7 @@ class SourceUse:
     sound. made: [first, end) of the result's frames that are decoded, all others are the source's own.
     sound: [start, end) in seconds of the result whose sound is new beside the source's own; None: all of it is.
     track: its sound track, 1 is the first; None for the one that players choose.
+    fps: the rate that its file is read at; 0 is its own.
     """
 
     path: str
@@ -69,6 +70,7 @@ class SourceUse:
     at: int = 0
     sound: tuple[float, float] | None = None
     track: int | None = None
+    fps: float = 0
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Source:
         if path is None:
             raise MediaError("the source clip holds no frames; make it with output_type='frames'.")
         given = 0
-        for frame in iter_frames(path, max_frames=self.use.frames):
+        fps = exact_fps(self.use.fps) if self.use.fps else None
+        for frame in iter_frames(path, max_frames=self.use.frames, fps=fps):
             given += 1
             yield frame
         if given < self.use.frames:
