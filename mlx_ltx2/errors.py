@@ -12,11 +12,15 @@ An interrupted run ends with exit code 130. No other exception type is meant to 
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class LTX2Error(Exception):
     """Base of every error that this package raises on purpose."""
 
     exit_code = 1
+    clip: Any = None
+    """The `Clip` that was made, where only its file could not be written; frames, if it was to keep them."""
 
 
 class RequestError(LTX2Error):

@@ -17,6 +17,7 @@ from mlx_ltx2.errors import RequestError
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one thing, e.g. seed=7.")
 @click.option("--output", "-o", default=None, help="File to write (default: beside the clip).")
 @click.option("--model", default=None, help="Where the model is now.")
+@opts.overwrite_option
 @click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
 def command(
@@ -24,6 +25,7 @@ def command(
     changes: tuple[str, ...],
     output: str | None,
     model: str | None,
+    overwrite: bool,
     progress: str | None,
     quiet: bool,
 ) -> None:
@@ -55,7 +57,8 @@ def command(
         pipeline.networks.check_lora_hashes({path: recorded[path] for path in plan.loras if path in recorded})
     source = Path(clip)
     target = Path(output) if output else source.with_name(f"{source.stem}-rerun{source.suffix}")
-    done = pipeline.execute(plan, Output(target, crf=float(stored.get("crf", 19)), keep_frames=False), Session(shown))
+    wanted = Output(target, crf=float(stored.get("crf", 19)), keep_frames=False, overwrite=overwrite, inputs=(source,))
+    done = pipeline.execute(plan, wanted, Session(shown))
     click.echo(summary(done))
 
 

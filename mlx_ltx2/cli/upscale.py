@@ -24,6 +24,7 @@ from mlx_ltx2.cli import options as opts
     "--model", "--model-repo", "model", default=None, help="Converted folder, official file or hub id; or 'demo'."
 )
 @click.option("--text-encoder", "--text-encoder-repo", default=None, help="Gemma 3 folder or hub id, for --refine.")
+@opts.overwrite_option
 @opts.report_options
 def command(
     source: str,
@@ -46,9 +47,11 @@ def command(
     from mlx_ltx2.upscale import upscale
 
     path = Path(source)
-    target = Path(output) if output else path.with_name(f"{path.stem}-upscaled{path.suffix}")
+    target = Path(output) if output is not None else path.with_name(f"{path.stem}-upscaled{path.suffix}")
     shown = make_progress(opts.progress_style(progress, quiet))
-    clip = upscale(source, target, model=model or DEFAULT_MODEL, keep_frames=False, progress=shown, **given)
+    clip = upscale(
+        source, target, model=DEFAULT_MODEL if model is None else model, keep_frames=False, progress=shown, **given
+    )
     if verbose:
         shown.note(f"{', '.join(clip.plan.kinds)} on {clip.plan.model}")
     if progress != "json":

@@ -193,7 +193,7 @@ def test_full_disk_at_the_start(tiny_model, refused, small_disk) -> None:
 def test_disk_fills_while_writing(tiny_model, refused, small_disk) -> None:
     disk = small_disk(4096 * 4)  # the clip has about 20 kB
     (disk / "clip.mp4").write_bytes(b"an older clip")
-    args = command(tiny_model(), "--crf", "0", output=disk / "clip.mp4")
+    args = command(tiny_model(), "--crf", "0", "--overwrite", output=disk / "clip.mp4")
     refused(args, RESOURCE, "no space left", "clip.mp4", reads_weights=True)
 
 

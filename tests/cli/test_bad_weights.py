@@ -248,7 +248,7 @@ def poison(path: Path, value: float) -> None:
 def test_weights_that_are_no_numbers_are_found_before_a_clip_is_written(component, who, refused, model, here) -> None:
     (here / "clip.mp4").write_bytes(b"an older clip")
     poison(shard(model, component), float("nan"))
-    refused(command(model), FAILED, who, "no numbers", "--verify")
+    refused(command(model, "--overwrite"), FAILED, who, "no numbers", "--verify")
 
 
 def test_decoder_that_paints_one_colour_is_found(refused, model) -> None:
