@@ -170,7 +170,7 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 def _let_go(hold: _Hold) -> None:
-    with suppress(FileNotFoundError):  # its folder may be gone
+    with suppress(OSError):  # its folder may be gone, or writable no more
         hold.lock.unlink()
     os.close(hold.handle)
     _remove_folders(hold.made)
