@@ -7,7 +7,8 @@
     ├── MediaError            1: an image, a video or a sound cannot be read or written
     └── ResourceError         4: memory, disk or device does not suffice
 
-An interrupted run ends with exit code 130, one that SIGTERM ends with 143. No other exception type is meant to reach a user.
+An interrupted run ends with exit code 130, one that SIGTERM ends with 143. No other exception type is meant to reach a
+user.
 """
 
 from __future__ import annotations
