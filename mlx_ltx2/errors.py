@@ -7,16 +7,21 @@
     ├── MediaError            1: an image, a video or a sound cannot be read or written
     └── ResourceError         4: memory, disk or device does not suffice
 
-An interrupted run ends with exit code 130. No other exception type is meant to reach a user.
+An interrupted run ends with exit code 130, one that SIGTERM ends with 143. No other exception type is meant to reach a
+user.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class LTX2Error(Exception):
     """Base of every error that this package raises on purpose."""
 
     exit_code = 1
+    clip: Any = None
+    """The `Clip` that was made, where only its file could not be written; frames, if it was to keep them."""
 
 
 class RequestError(LTX2Error):

@@ -154,7 +154,7 @@ def _wire(memory_bytes: int | None, say: Callable[[str], None]) -> int | None:
     if not most:
         return None
     try:
-        return mx.set_wired_limit(min(most, memory_bytes or most))
+        return mx.set_wired_limit(most if memory_bytes is None else min(most, memory_bytes))
     except (RuntimeError, ValueError) as error:
         say(f"memory is not wired ({error}); under pressure the system may page weights out, which is slower.")
         return None

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from mlx_ltx2 import memory
 from mlx_ltx2.diffusion.noise import NoiseSource
 from mlx_ltx2.diffusion.schedules import STAGE_2_SIGMAS
 from mlx_ltx2.diffusion.state import StatePair, result_video, video_state
 from mlx_ltx2.diffusion.tiles import TILING_MODES
-from mlx_ltx2.errors import RequestError, ShapeError
-from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline
+from mlx_ltx2.errors import LTX2Error, RequestError, ShapeError
+from mlx_ltx2.generate import DEFAULT_MODEL, Decoded, LTX2Pipeline, Output, not_written
+from mlx_ltx2.library import DEMO
 from mlx_ltx2.media.audio import read_audio
+from mlx_ltx2.media.estimate import clip_bytes
 from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable
 from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.media.images import load_image
 from mlx_ltx2.media.pictures import read_picture
 from mlx_ltx2.media.sound_track import probe_sound
 from mlx_ltx2.media.video import probe, read_frames
+from mlx_ltx2.media.writer import FITTED_SOUND
 from mlx_ltx2.pipelines.plan import as_json
 from mlx_ltx2.pipelines.text import valid_text
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
@@ -33,7 +35,6 @@ from mlx_ltx2.stages.decode_video import decode_video
 from mlx_ltx2.stages.denoise import Guided, denoise, started
 from mlx_ltx2.stages.encode_media import encode_clip
 from mlx_ltx2.stages.encode_text import encode_text
-from mlx_ltx2.stages.source import same_file
 from mlx_ltx2.stages.upsample import cropped, padded, upsample
 from mlx_ltx2.stages.write import Clip, copy_track, stream_clip
 from mlx_ltx2.version import VERSION
@@ -134,6 +135,7 @@ def upscale(
     text_encoder: str | Path | None = None,
     crf: float = 19,
     keep_frames: bool = True,
+    overwrite: bool = False,
     progress: Progress | str | None = None,
     **options: Any,
 ) -> Clip:
@@ -142,7 +144,8 @@ def upscale(
     source: .png, .jpg and other stills, or a video of any size and length. output: file to write. scale: 2 (default)
     or 1.5. temporal: double the frame rate, F frames become 2F - 1; alone it leaves the size. refine, prompt: run
     the three steps of a second stage on the enlarged latents of the picture. seed: of their noise. tiling: of the
-    decoder. audio_track: which sound is kept, 1 is the first; None for the one that players choose.
+    decoder. audio_track: which sound is kept, 1 is the first; None for the one that players choose. overwrite: replace
+    a file that this program did not make.
     Returns the clip; its frames are None if keep_frames is False.
     Raises: RequestError, MediaError, WeightsError, ResourceError.
     """
@@ -150,19 +153,28 @@ def upscale(
     target = None if output is None else Path(output)
     even = target is not None and target.suffix.lower() in VIDEO_SUFFIXES
     plan = plan_upscale(source, str(model), even=even, **options)
-    if target is not None:
-        check_writable(target, num_frames=plan.shape.frames)
-    if same_file(target, source):
-        raise RequestError(f"{target} is the source itself; name another output.")
     if not 0 <= crf <= 51:
         raise RequestError(f"crf {crf} is outside 0 (lossless) to 51; 19 is the default.")
+    wanted = Output(target, crf=crf, keep_frames=keep_frames, overwrite=overwrite)
+    inputs = [Path(source), *(Path(name) for name in (model, text_encoder) if name is not None and name != DEMO)]
+    if target is not None:
+        wanted.check(inputs)
+        check_writable(
+            target, num_frames=plan.shape.frames, bytes_needed=_bytes_needed(plan, target, crf), overwrite=overwrite
+        )
     pipeline = LTX2Pipeline.from_pretrained(model, text_encoder=text_encoder, progress=shown)
     run = _Upscale(plan, pipeline.networks, shown)
     run.check()
-    with memory.limits():
-        clip = run(target, crf, keep_frames)
+    with wanted.claimed(), memory.limits():
+        clip = run(wanted)
+    clip.inputs = inputs
     clip.peaks = dict(run.report.peaks)
     return clip
+
+
+def _bytes_needed(plan: UpscalePlan, target: Path, crf: float) -> int:
+    shape = plan.shape
+    return clip_bytes(target.suffix, shape.frames, shape.height, shape.width, shape.fps, crf, plan.has_audio)
 
 
 class _Upscale:
@@ -179,7 +191,7 @@ class _Upscale:
         if self.plan.sigmas:
             self._loras()
 
-    def __call__(self, output: Path | None, crf: float, keep_frames: bool) -> Clip:
+    def __call__(self, output: Output) -> Clip:
         plan = self.plan
         for note in plan.notes:
             self.progress.note(note)
@@ -196,7 +208,7 @@ class _Upscale:
         hashes = self.networks.lora_hashes(path for path, _ in self._loras()) if plan.sigmas else {}
         if hashes:
             clip.metadata = {**clip.metadata, "loras": as_json(hashes)}
-        self._written(clip, output, crf, keep_frames)
+        self._written(clip, output)
         return clip
 
     def _encoded(self) -> mx.array:
@@ -262,8 +274,8 @@ class _Upscale:
         assert states.video is not None
         return result_video(states.video, grid)
 
-    def _written(self, clip: Clip, output: Path | None, crf: float, keep_frames: bool) -> None:
-        plan, kept = self.plan, []
+    def _written(self, clip: Clip, output: Output) -> None:
+        plan = self.plan
         assert clip.latents is not None
         decoded = decode_video(
             clip.latents,
@@ -275,27 +287,35 @@ class _Upscale:
             self.report,
         )
 
-        def tee() -> Iterator[np.ndarray]:
-            for chunk in cropped(decoded, plan.shape):
-                if keep_frames or output is None:
-                    kept.append(chunk)
-                yield chunk
+        frames = Decoded(cropped(decoded, plan.shape), output.keep_frames or output.path is None)
+        try:
+            self._write(clip, frames, output)
+        except LTX2Error as error:
+            if frames.failed:
+                raise
+            clip.frames = frames.rest()
+            raise not_written(error, clip, output, self.networks) from error
+        clip.frames = frames.kept()
 
-        if output is None:
-            for _ in tee():
+    def _write(self, clip: Clip, frames: Decoded, output: Output) -> None:
+        if output.path is None:
+            for _ in frames:
                 pass
-        else:
-            notes = stream_clip(tee(), output, fps=clip.fps, crf=crf, audio=clip.audio, metadata=clip.metadata)
-            read: tuple[str, ...] = ()
-            if clip.audio is not None and output.suffix.lower() in VIDEO_SUFFIXES:
-                changed = copy_track(output, plan.source, plan.audio_track)
-                read = clip.audio.notes if changed else probe_sound(plan.source, plan.audio_track).notes
-                notes = [*notes, changed] if changed else []
-            for note in (*read, *notes):
-                self.progress.note(note)
-            clip.path = output
-        if kept:
-            clip.frames = np.concatenate(kept)
+            return
+        notes = stream_clip(
+            frames, output.path, fps=clip.fps, crf=output.crf, audio=clip.audio, metadata=clip.metadata,
+            overwrite=output.overwrite,
+        )  # fmt: skip
+        read: tuple[str, ...] = ()
+        if clip.audio is not None and output.path.suffix.lower() in VIDEO_SUFFIXES:
+            plan = self.plan
+            changed = copy_track(output.path, plan.source, plan.audio_track)
+            read = clip.audio.notes if changed else probe_sound(plan.source, plan.audio_track).notes
+            notes = [note for note in notes if changed or not note.startswith(FITTED_SOUND)]
+            notes += [changed] if changed else []
+        for note in (*read, *notes):
+            self.progress.note(note)
+        clip.path = output.path
 
 
 if __name__ == "__main__":

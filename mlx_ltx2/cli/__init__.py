@@ -6,8 +6,11 @@ import codecs
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import click
 
@@ -26,6 +29,8 @@ COMMANDS = {
     "doctor": "check this machine and say what it can run",
 }
 INTERRUPTED = 130
+STOPS = ("SIGTERM", "SIGHUP")
+"""Signals that end a run as Ctrl-C does, tidily: a request to end, and a terminal that was closed."""
 
 
 class LazyGroup(click.Group):
@@ -51,8 +56,17 @@ def cli() -> None:
 
 
 def run(command: click.Command, args: Sequence[str] | None = None, name: str = "mlx-ltx2") -> int:
-    """Run a click command and turn every outcome into an exit code; errors are one sentence on stderr."""
+    """Run a click command and turn every outcome into an exit code; errors are one sentence on stderr.
+
+    A signal of `STOPS` interrupts it, and the exit code is then 128 + its number.
+    """
     _print_anything()
+    with _stoppable() as received:
+        code = _outcome(command, args, name, received)
+    return 128 + received[0] if received else code
+
+
+def _outcome(command: click.Command, args: Sequence[str] | None, name: str, received: Sequence[int]) -> int:
     try:
         command.main(args=list(sys.argv[1:] if args is None else args), prog_name=name, standalone_mode=False)
     except LTX2Error as error:
@@ -65,7 +79,8 @@ def run(command: click.Command, args: Sequence[str] | None = None, name: str = "
         return _complain(error.format_message() + hint, 2)
     except (KeyboardInterrupt, click.Abort) as stop:
         cause = stop if isinstance(stop, KeyboardInterrupt) else stop.__cause__
-        return _complain(f"interrupted; {str(cause or '') or 'nothing was left behind'}.", INTERRUPTED)
+        how = f"ended by {signal.Signals(received[0]).name}" if received else "interrupted"
+        return _complain(f"{how}; {str(cause or '') or 'nothing was left behind'}.", INTERRUPTED)
     except MemoryError:
         return _complain("out of memory; use a smaller size, fewer frames or --low-memory.", 4)
     except Exception as error:
@@ -89,8 +104,33 @@ def _print_anything() -> None:
             stream.reconfigure(encoding="utf-8" if ascii_only else None, errors="backslashreplace")
 
 
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Signals of `STOPS` raise KeyboardInterrupt inside; yields those that came.
+
+    What the caller ignores or handles stays so, as under nohup. Only the main thread can be told of signals.
+    """
+    received: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:  # later ones must not disturb the tidying up
+            raise KeyboardInterrupt
+
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
+        kept = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) is signal.SIG_DFL}
+    try:
+        yield received
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
 def _complain(text: str, code: int) -> int:
-    click.echo(f"error: {text}", err=True)
+    with suppress(OSError):  # the terminal may be gone
+        click.echo(f"error: {text}", err=True)
     return code
 
 

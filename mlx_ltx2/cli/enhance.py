@@ -67,7 +67,7 @@ def command(
         )  # fmt: skip
     else:
         encoder = None if text_encoder is None else open_text_encoder(text_encoder, shown)
-        networks = Networks(open_model(model or DEFAULT_MODEL, progress=shown), encoder)
+        networks = Networks(open_model(DEFAULT_MODEL if model is None else model, progress=shown), encoder)
         networks.check("text_encoder")
         text = enhance_prompt(
             prompt, EnhanceUse(max_tokens, temperature, image), seed, networks.load_text_encoder, shown,

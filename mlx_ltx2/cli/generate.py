@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlx_ltx2.cli import options as opts
 from mlx_ltx2.errors import RequestError
 
-OUTPUT_FIELDS = ("output", "output_audio", "save_frames", "save_latents", "crf")
+if TYPE_CHECKING:
+    from mlx_ltx2.generate import Output
+
+OUTPUT_FIELDS = ("output", "output_audio", "save_frames", "save_latents", "crf", "overwrite")
 MODEL_FIELDS = ("model", "text_encoder")
 IGNORED = ("stream", "no_fp8", "quantization", "enhance_static_cache", "compile_")
 
@@ -58,7 +61,7 @@ def split_options(
 
 def run(given: dict[str, Any]) -> None:
     """Generate from parsed options."""
-    from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline, Output, describe
+    from mlx_ltx2.generate import DEFAULT_MODEL, LTX2Pipeline, check_before, describe
     from mlx_ltx2.pipelines.presets import wanted_variant
     from mlx_ltx2.pipelines.run import Session
     from mlx_ltx2.progress import make_progress
@@ -68,8 +71,11 @@ def run(given: dict[str, Any]) -> None:
     if prompt is None:
         raise RequestError("no prompt was given; add --prompt TEXT.")
     progress = make_progress(opts.progress_style(report["progress"], report["quiet"]))
+    name = DEFAULT_MODEL if model["model"] is None else model["model"]
+    wanted = _output(output, request.get("pipeline"))
+    check_before(wanted, name, model["text_encoder"], request)
     pipeline = LTX2Pipeline.from_pretrained(
-        model["model"] or DEFAULT_MODEL,
+        name,
         text_encoder=model["text_encoder"],
         variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
         progress=progress,
@@ -79,16 +85,6 @@ def run(given: dict[str, Any]) -> None:
     traits = pipeline.networks.traits
     if report["verbose"]:
         progress.note(describe(plan, traits.video_scale, traits.audio_scale))
-    target = Path(output["output"] or ("output.mp4" if plan.video_out else "output.wav"))
-    sound = output["output_audio"]
-    wanted = Output(
-        target,
-        None if sound is None else Path(sound),
-        output["save_frames"],
-        output["crf"] or 19,
-        keep_frames=False,
-        save_latents=output["save_latents"],
-    )
     session = Session(progress)
     clip = pipeline.execute(plan, wanted, session)
     if report["verbose"] and session.memory is not None:
@@ -97,11 +93,37 @@ def run(given: dict[str, Any]) -> None:
         click.echo(summary(clip))
 
 
+def _output(given: dict[str, Any], pipeline: str | None) -> Output:
+    from mlx_ltx2.generate import DEFAULT_CRF, Output
+    from mlx_ltx2.pipelines.presets import PIPELINE_ALIASES
+
+    name = given["output"]
+    if name is None:
+        sound_alone = PIPELINE_ALIASES.get(pipeline or "", pipeline) == "text-to-audio"
+        name = "output.wav" if sound_alone else "output.mp4"
+    sound = given["output_audio"]
+    return Output(
+        Path(name),
+        None if sound is None else Path(sound),
+        given["save_frames"],
+        DEFAULT_CRF if given["crf"] is None else given["crf"],
+        keep_frames=False,
+        save_latents=given["save_latents"],
+        overwrite=given["overwrite"],
+    )
+
+
 def summary(clip: Any) -> str:
     """One line about what was written and the highest use of memory, beside what the plan said."""
+    from mlx_ltx2.media.files import holds_audio
+
     shape = clip.plan.shape
     size = f"{shape.width}x{shape.height}, {shape.frames} frames, " if clip.plan.video_out else ""
-    sound = f", sound at {clip.audio.rate_hz / 1000:g} kHz" if clip.audio is not None else ", no sound"
+    sound = (
+        f", sound at {clip.audio.rate_hz / 1000:g} kHz"
+        if clip.audio is not None and holds_audio(clip.path)
+        else ", no sound"
+    )
     memory = f"peak memory {max(clip.peaks.values(), default=0) / 1e9:.2f} GB"
     predicted = getattr(clip.plan, "memory", {}).get("phases", {})  # an enlargement plans no memory
     if predicted:

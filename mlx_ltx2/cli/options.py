@@ -250,12 +250,19 @@ def take_memory_options(given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+overwrite_option = O(
+    "--overwrite",
+    is_flag=True,
+    help="Replace files that this program did not make; its own earlier outputs it replaces anyway.",
+)
+
 output_options = _stack(
     O("--output", "-o", "--output-path", "output", default=None, help="File to write: .mp4 .mov .gif .webp .png .jpg .wav."),
     O("--output-audio", default=None, help="Write the sound to this WAV file as well."),
     O("--save-frames", is_flag=True, help="Write every frame as PNG into a folder beside the output."),
     O("--save-latents", is_flag=True, help="Keep the latents beside the output, so that retake and extend encode nothing again."),
-    O("--crf", type=int, default=None, help="H.264 quality, lower is better (default 19)."),
+    O("--crf", type=float, default=None, help="H.264 quality, lower is better, 0 is lossless (default 19)."),
+    overwrite_option,
     O("--stream", is_flag=True, hidden=True, help="Frames always stream; accepted for compatibility."),
     O("--no-fp8", is_flag=True, hidden=True, help="Accepted for compatibility."),
     O("--quantization", default=None, hidden=True, help="Weights are quantized when they are converted."),

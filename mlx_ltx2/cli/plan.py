@@ -32,7 +32,7 @@ def command(as_json: bool, **given: Any) -> None:
         raise RequestError("no prompt was given; add --prompt TEXT.")
     progress = make_progress(opts.progress_style(report["progress"], report["quiet"]))
     pipeline = LTX2Pipeline.from_pretrained(
-        model["model"] or DEFAULT_MODEL,
+        DEFAULT_MODEL if model["model"] is None else model["model"],
         text_encoder=model["text_encoder"],
         variant=wanted_variant(request.get("pipeline"), request.get("force_guidance", False)),
         progress=progress,

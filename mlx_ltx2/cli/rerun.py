@@ -24,6 +24,7 @@ _ELSEWHERE = {"model": "--model", "output": "--output"}
 @click.option("--set", "changes", multiple=True, metavar="NAME=VALUE", help="Change one thing, e.g. seed=7 or crf=12.")
 @click.option("--output", "-o", default=None, help="File to write (default: beside the clip).")
 @click.option("--model", default=None, help="Where the model is now.")
+@opts.overwrite_option
 @click.option("--progress", type=click.Choice(["bar", "json", "plain", "none"]), default=None)
 @click.option("--quiet", is_flag=True)
 def command(
@@ -31,6 +32,7 @@ def command(
     changes: tuple[str, ...],
     output: str | None,
     model: str | None,
+    overwrite: bool,
     progress: str | None,
     quiet: bool,
 ) -> None:
@@ -74,8 +76,10 @@ def command(
     if not {"loras", "distilled_lora"} & wanted.keys():  # named anew, they may differ
         loras = _renamed(json.loads(stored.get("loras", "{}")), moved)
         pipeline.networks.check_lora_hashes({path: loras[path] for path in plan.loras if path in loras})
-    target = Path(output) if output else _target(Path(clip), plan)
-    done = pipeline.execute(plan, Output(target, crf=crf, keep_frames=False), Session(shown))
+    source = Path(clip)
+    target = Path(output) if output else _target(source, plan)
+    result = Output(target, crf=crf, keep_frames=False, overwrite=overwrite, inputs=(source,))
+    done = pipeline.execute(plan, result, Session(shown))
     click.echo(summary(done))
 
 

@@ -30,6 +30,7 @@ from mlx_ltx2.cli import options as opts
     default=None,
     help="Sound track to keep, 1 is the first (default: the one players choose).",
 )
+@opts.overwrite_option
 @opts.report_options
 def command(
     source: str,
@@ -52,9 +53,11 @@ def command(
     from mlx_ltx2.upscale import upscale
 
     path = Path(source)
-    target = Path(output) if output else path.with_name(f"{path.stem}-upscaled{path.suffix}")
+    target = Path(output) if output is not None else path.with_name(f"{path.stem}-upscaled{path.suffix}")
     shown = make_progress(opts.progress_style(progress, quiet))
-    clip = upscale(source, target, model=model or DEFAULT_MODEL, keep_frames=False, progress=shown, **given)
+    clip = upscale(
+        source, target, model=DEFAULT_MODEL if model is None else model, keep_frames=False, progress=shown, **given
+    )
     if verbose:
         shown.note(f"{', '.join(clip.plan.kinds)} on {clip.plan.model}")
     if progress != "json":

@@ -12,8 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mlx_ltx2.states import Waveform
 
-FRAMES, GAP, TEXT, STRIP = 9, 4, 20, 28
+FRAMES, GAP, TEXT, STRIP = 9, 4, 20, 48
 _PAPER, _INK = (255, 255, 255), (20, 20, 20)
+_HEAT = np.array([(0, 0, 4), (66, 10, 104), (147, 38, 103), (221, 81, 58), (252, 165, 10), (255, 255, 255)])
+_HERTZ, _DECIBELS = (250, 4000), 45
+_SILENCE = 1e-4
+"""Amplitude below which nothing is drawn, as a part of full scale."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,20 @@ def _draw_row(sheet: Image.Image, row: Row, top: int, first: int) -> None:
 
 
 def spectrogram(sound: Waveform, width: int, height: int) -> np.ndarray:
-    """A picture of a sound, uint8 (height, width, 3): time to the right, 100 to 6000 Hz upwards on a log scale."""
-    window = sound.rate_hz // 20
-    mono = np.pad(sound.samples.mean(-1), window // 2)
+    """A picture of a sound, uint8 (height, width, 3): time to the right, 250 to 4000 Hz upwards on a log scale.
+
+    Colours go from black through red to white over the 45 dB below its loudest tone, so that the pitch, the quieter
+    partials and the clicks of a landing are seen side by side.
+    """
+    window = sound.rate_hz // 25
+    padded = 4 * window  # finer rows than the window tells apart, so that a tone is a band without steps
+    mono = np.pad(sound.samples.mean(-1), window // 2, mode="reflect")
     starts = np.linspace(0, len(mono) - window, width).astype(int)
-    spectrum = np.abs(np.fft.rfft(mono[starts[:, None] + np.arange(window)] * np.hanning(window), axis=-1))
-    edges = np.geomspace(100, 6000, height + 1) * window / sound.rate_hz
-    rows = [spectrum[:, int(a) : int(b) + 1].max(-1) for a, b in pairwise(edges)]
-    level = np.clip(1 + np.log10(np.array(rows[::-1]) / (0.2 * window) + 1e-6) / 2, 0, 1)
-    return np.repeat((255 * (1 - level))[..., None], 3, axis=-1).astype(np.uint8)
+    pieces = mono[starts[:, None] + np.arange(window)] * np.hanning(window)
+    spectrum = np.abs(np.fft.rfft(pieces, n=padded, axis=-1))
+    edges = np.geomspace(*_HERTZ, height + 1) * padded / sound.rate_hz
+    rows = np.array([spectrum[:, int(a) : int(b) + 1].max(-1) for a, b in pairwise(edges)])[::-1]
+    loudest = max(rows.max(), _SILENCE * window)
+    level = np.clip(1 + 20 * np.log10(np.maximum(rows / loudest, 1e-9)) / _DECIBELS, 0, 1)
+    steps = np.linspace(0, 1, len(_HEAT))
+    return np.stack([np.interp(level, steps, channel) for channel in _HEAT.T], -1).round().astype(np.uint8)

@@ -7,12 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import av.error
 
 from mlx_ltx2.errors import LTX2Error, MediaError, RequestError, ResourceError
+from mlx_ltx2.media.claims import Claim, real_path
 
 VIDEO_SUFFIXES = (".mp4", ".mov")
 ANIMATION_SUFFIXES = (".gif", ".webp")
@@ -28,7 +29,7 @@ def reading(path: str | os.PathLike[str], what: str) -> Iterator[None]:
     what: the noun of the message: "image", "video" or "audio".
     """
     if not os.path.exists(path):
-        raise MediaError(f"{what} file {path} does not exist; check the path.")
+        raise MediaError(f"{what.removesuffix(' file')} file {path} does not exist; check the path.")
     if os.path.isdir(path):
         raise MediaError(f"{path} is a folder, not a file that holds {_article(what)}; name one file.")
     if not os.path.isfile(path):  # a pipe or a device may never end
@@ -59,46 +60,47 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise MediaError(f"{path} cannot be written ({_reason(error)}); choose another output.") from error
 
 
-def partial_path(path: str | os.PathLike[str]) -> Path:
-    """Where a file is written before it takes its name: `.name.partial.mp4` beside `name.mp4`."""
-    target = Path(path)
-    return target.with_name(f".{target.stem}.partial{target.suffix}")
-
-
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield the partial path; it takes the name `path` on success and is removed on any exception."""
-    target, partial = Path(path), partial_path(path)
-    with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            os.replace(partial, target)
-        except BaseException:
-            with suppress(FileNotFoundError):
-                partial.unlink()
-            raise
+def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new, empty file beside `path`; it takes that name on success and is removed on any exception.
 
+    A symbolic link stays a link, and the file that it points to is replaced. overwrite: see `check_writable`.
 
-@contextmanager
-def replacing_files(path: str | os.PathLike[str], pattern: str) -> Iterator[Path]:
-    """Yield a new, empty folder beside the folder `path`; on success its files move there, on any exception it goes.
-
-    pattern: files in `path` that match it are of an earlier run and are removed; all others stay.
+    Raises RequestError for a file of others and for a name that another run writes, MediaError, ResourceError.
     """
-    target, partial = Path(path), partial_path(path)
-    with writing(target):
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir(parents=True)
+    from mlx_ltx2.media.outputs import check_replaceable  # it reads metadata, which is read through this module
+
+    with writing(path):
+        check_replaceable(path, overwrite=overwrite)
+        with Claim(path) as claim:
+            partial = claim.partial(Path(path).suffix)
             yield partial
-            target.mkdir(parents=True, exist_ok=True)
-            for old in target.glob(pattern):
+            check_replaceable(path, overwrite=overwrite)  # a file may have come meanwhile
+            os.replace(partial, claim.target)
+
+
+@contextmanager
+def replacing_files(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a new, empty folder for numbered frames; on success they move to the folder `path`, else they go.
+
+    Frames of an earlier run are removed from `path`; all that others made stays, unless overwrite is True and a new
+    frame has its number.
+
+    Raises RequestError for frames of others and for a folder that another run writes, MediaError, ResourceError.
+    """
+    from mlx_ltx2.media.outputs import check_frames_folder, is_own_frame, numbered_frames
+
+    with writing(path):
+        check_frames_folder(path, overwrite=overwrite)
+        with Claim(path) as claim:
+            partial = claim.partial_folder()
+            yield partial
+            check_frames_folder(path, overwrite=overwrite)
+            claim.target.mkdir(parents=True, exist_ok=True)
+            for old in filter(is_own_frame, numbered_frames(claim.target)):
                 old.unlink()
             for new in partial.iterdir():
-                os.replace(new, target / new.name)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                os.replace(new, claim.target / new.name)
 
 
 def check_writable(
@@ -107,37 +109,62 @@ def check_writable(
     num_frames: int | None = None,
     bytes_needed: int = 0,
     sound_only: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Find out before anything is loaded whether a clip can be written to `path`. Leaves nothing behind.
 
     num_frames: frames the clip will have, so that several frames into a .png are refused now.
-    bytes_needed: space that must be free. sound_only: the output is a .wav.
+    bytes_needed: space that must be free, see `estimate.clip_bytes`. sound_only: the output is a .wav.
+    overwrite: an existing file that this program did not make may be replaced; its own earlier output always may.
 
-    Raises RequestError for a suffix that does not fit, MediaError for a folder that cannot be written to,
-    ResourceError when the disk is full.
+    Raises RequestError for a suffix that does not fit and for a file of others, MediaError for a folder that cannot be
+    written to or a name that the file system refuses, ResourceError when the disk is full.
     """
+    from mlx_ltx2.media.outputs import check_replaceable
+
     target = Path(path)
     _check_suffix(target, num_frames, sound_only)
-    if target.is_dir():
-        raise MediaError(f"output {target} is a folder; name a file in it, such as {target / 'clip.mp4'}.")
-    folder = target.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
+    check_replaceable(target, overwrite=overwrite)
+    check_place(target, bytes_needed)
+
+
+def check_place(path: str | os.PathLike[str], bytes_needed: int = 0) -> None:
+    """Try whether a file of this name can be made where it is wanted, and has room. Leaves nothing behind.
+
+    Raises MediaError, ResourceError, and RequestError if another run writes this name now.
+    """
+    target = real_path(path)
+    folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
-        raise MediaError(f"output {target} cannot be written: {folder} is a file, not a folder.")
+        raise MediaError(f"output {path} cannot be written: {folder} is a file, not a folder.")
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".mlx-ltx2-check-") as probe:
             probe.write(b"\0" * 4096)
             probe.flush()
+        with Claim(target):
+            _try_name(target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(f"no space left on the disk that holds {folder}; free some space.") from error
+        if error.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ):
+            raise MediaError(
+                f"output {path} is a name that the file system refuses ({_reason(error)}); choose another."
+            ) from error
         raise MediaError(f"folder {folder} cannot be written to ({_reason(error)}); choose another output.") from error
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise ResourceError(
-            f"{target} needs about {bytes_needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free; make room."
+            f"no space left on the disk that holds {folder}: {path} may need {bytes_needed / 1e6:.1f} MB, "
+            f"{free / 1e6:.1f} MB are free; make room."
         )
+
+
+def _try_name(target: Path) -> None:
+    try:
+        os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    target.unlink()
 
 
 def holds_audio(path: str | os.PathLike[str]) -> bool:

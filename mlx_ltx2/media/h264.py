@@ -7,7 +7,17 @@ import platform
 THREADS = 1
 """x264 cuts a picture into as many slices as it has threads, so their number shows in the result."""
 
+LOSSLESS = (
+    "crf below 1 is lossless H.264 in the profile High 4:4:4 Predictive, which QuickTime, browsers on Macs and most "
+    "players in hardware cannot show; use crf 1 or more for them."
+)
+
 _X86 = ("x86_64", "amd64", "i386", "i686")
+
+
+def is_lossless(crf: float) -> bool:
+    """Whether x264 keeps every pixel at this rate factor: it cuts the fraction off to see whether 0 is meant."""
+    return crf < 1
 
 
 def encoder_options(crf: float) -> dict[str, str]:

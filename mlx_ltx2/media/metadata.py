@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
-from mlx_ltx2.errors import RequestError
-from mlx_ltx2.media.files import ANIMATION_SUFFIXES, STILL_SUFFIXES
+from mlx_ltx2.errors import MediaError, RequestError
+from mlx_ltx2.media.files import ANIMATION_SUFFIXES, STILL_SUFFIXES, reading
 from mlx_ltx2.media.opening import opened
 from mlx_ltx2.media.pictures import open_picture
 
@@ -21,13 +23,15 @@ NATIVE_TAGS = ("title", "artist", "description", "copyright")
 
 
 def pack(metadata: Mapping[str, str] | None) -> str:
-    """The comment text of a mapping: ASCII JSON, in the given order; empty for no metadata."""
-    if not metadata:
-        return ""
-    for key, value in metadata.items():
+    """The comment text of a mapping: ASCII JSON, in the given order.
+
+    It is there for no metadata too, since it is also the mark by which this program knows its own files again.
+    """
+    entries = dict(metadata or {})
+    for key, value in entries.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata maps text to text; {key!r} maps to {type(value).__name__}.")
-    return json.dumps({_KEY: dict(metadata)}, ensure_ascii=True, separators=(",", ":"))
+    return json.dumps({_KEY: entries}, ensure_ascii=True, separators=(",", ":"))
 
 
 def unpack(comment: str) -> dict[str, str] | None:
@@ -42,15 +46,11 @@ def unpack(comment: str) -> dict[str, str] | None:
 
 def container_tags(metadata: Mapping[str, str] | None) -> dict[str, str]:
     """Tags for an MP4 or MOV: the comment, and the native ones among the entries."""
-    if not metadata:
-        return {}
-    return {"comment": pack(metadata)} | {k: v for k, v in metadata.items() if k in NATIVE_TAGS}
+    return {"comment": pack(metadata)} | {k: v for k, v in (metadata or {}).items() if k in NATIVE_TAGS}
 
 
 def exif_bytes(metadata: Mapping[str, str] | None) -> bytes:
-    """An EXIF block whose ImageDescription is the comment; empty for no metadata."""
-    if not metadata:
-        return b""
+    """An EXIF block whose ImageDescription is the comment."""
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = pack(metadata)
     return exif.tobytes()
@@ -62,8 +62,6 @@ def still_arguments(suffix: str, metadata: Mapping[str, str] | None) -> dict[str
     Raises RequestError when a JPEG cannot hold that much text.
     """
     comment = pack(metadata)
-    if not comment:
-        return {}
     if suffix not in STILL_SUFFIXES:
         return {}
     if suffix == ".png":
@@ -100,3 +98,41 @@ def _image_tags(path: str | os.PathLike[str]) -> dict[str, str]:
         if comment:
             tags["comment"] = str(comment)
         return tags
+
+
+_STILLS = ("PNG", "JPEG", "GIF", "WEBP")
+_STRANGERS = ("encoder", "encoded_by")
+"""Tags that other programs put in when they write a file anew, though they keep its comment; this one writes none."""
+
+
+def made_here(path: str | os.PathLike[str]) -> bool:
+    """Whether this program wrote a media file and no other did since: its comment says so.
+
+    Reads headers alone, whatever the file's size, and opens regular files only. False for all that is damaged, unknown
+    or of other programs.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return False
+        tags = _still_comment(path)
+        if tags is None:
+            with opened(path, "media file") as container:
+                tags = {str(k).lower(): str(v) for k, v in container.metadata.items()}
+    except (OSError, MediaError):
+        return False
+    return unpack(tags.get("comment", "")) is not None and not any(name in tags for name in _STRANGERS)
+
+
+def _still_comment(path: str | os.PathLike[str]) -> dict[str, str] | None:
+    """The comment of a picture, from what lies before its pixels; None if the file is no picture."""
+    with reading(path, "image"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # no pixel is decoded
+        try:
+            with Image.open(path, formats=_STILLS) as image:
+                comment = image.info.get("comment") or image.getexif().get(ExifTags.Base.ImageDescription)
+        except UnidentifiedImageError:
+            return None
+        except Image.DecompressionBombError as error:
+            raise MediaError(f"{path} is no picture of this program; it is too large.") from error
+    text = comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment or "")
+    return {"comment": text}

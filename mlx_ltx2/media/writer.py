@@ -17,20 +17,21 @@ import numpy as np
 from mlx_ltx2.errors import MediaError, RequestError, ShapeError
 from mlx_ltx2.media.animation import GifSink, StillSink, WebpSink
 from mlx_ltx2.media.audio import check_samples, fit_length, to_stereo
+from mlx_ltx2.media.claims import Claim
 from mlx_ltx2.media.color import yuv420_from_rgb
 from mlx_ltx2.media.copied_sound import packets_for, remux_audio
 from mlx_ltx2.media.files import (
     VIDEO_SUFFIXES,
     check_writable,
     holds_audio,
-    partial_path,
     writing,
 )
 from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
-from mlx_ltx2.media.h264 import THREADS, encoder_options
+from mlx_ltx2.media.h264 import LOSSLESS, THREADS, encoder_options, is_lossless
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.media.metadata import container_tags, read_metadata, still_arguments
-from mlx_ltx2.media.opening import open_media, opened, shown_stream
+from mlx_ltx2.media.opening import file_url, open_media, opened, shown_stream
+from mlx_ltx2.media.outputs import check_replaceable
 from mlx_ltx2.media.video import probe
 from mlx_ltx2.states import Waveform
 
@@ -66,11 +67,13 @@ class ClipWriter:
     its own; where the container does not take them the frames are encoded, and a note says so.
     notes: after closing, what had to be changed, in words (sound cut, padded or left out).
 
-    The file is written as `.name.partial.mp4` beside its target and renamed on success; on any exception, an
-    interrupt included, it is removed. Only compressed pictures are held in memory until the end.
+    overwrite: replace a file that this program did not make; its own earlier output is replaced in any case.
 
-    Raises RequestError (suffix, crf, fps, several frames into a still), ShapeError (odd or changing sizes),
-    MediaError (path not writable, no frames), ResourceError (disk full).
+    The file is written beside its target, under a name of this writer alone, and renamed on success; on any exception,
+    an interrupt included, it is removed. Only compressed pictures are held in memory until the end.
+
+    Raises RequestError (suffix, crf, fps, several frames into a still, a file of others, a name that another run
+    writes), ShapeError (odd or changing sizes), MediaError (path not writable, no frames), ResourceError (disk full).
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class ClipWriter:
         audio: Waveform | None = None,
         metadata: Mapping[str, str] | None = None,
         picture: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
     ) -> None:
         if not 0 <= crf <= 51:
             raise RequestError(f"crf {crf} is outside 0 (lossless) to 51 (worst); 19 is the default.")
@@ -93,9 +97,11 @@ class ClipWriter:
         self.picture = picture
         self.frames_written = 0
         self.notes: list[str] = []
-        check_writable(self.path)
+        self.overwrite = overwrite
+        check_writable(self.path, overwrite=overwrite)
         still_arguments(self.path.suffix.lower(), self.metadata)
-        self._partial = partial_path(self.path)
+        self._claim: Claim | None = None
+        self._partial = Path()
         self._size: tuple[int, int] | None = None
         self._sink: Sink | None = None
         self._closed = False
@@ -138,25 +144,33 @@ class ClipWriter:
         try:
             with writing(self.path):
                 self._sink.finish(self._fitted_audio())
-                os.replace(self._partial, self.path)
+                check_replaceable(self.path, overwrite=self.overwrite)  # a file may have come meanwhile
+                assert self._claim is not None
+                os.replace(self._partial, self._claim.target)
         except BaseException:
             self.abort()
             raise
         self._sink, self._closed = None, True
+        self._release()
 
     def abort(self) -> None:
         """Give up and remove what was written."""
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.abort()
-        with suppress(FileNotFoundError):
-            self._partial.unlink()
+        self._release()
+
+    def _release(self) -> None:
+        claim, self._claim = self._claim, None
+        if claim is not None:
+            claim.release()
 
     def _ready(self, frame: np.ndarray) -> Sink:
         height, width, _ = frame.shape
         if self._sink is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._size = (height, width)
+            self._claim = self._claim or Claim(self.path)
+            self._partial = self._claim.partial(self.path.suffix)
             self._sink = self._open(height, width)
         elif self._size != (height, width):
             raise ShapeError(f"a frame (height, width) = {(height, width)} follows frames of {self._size}.")
@@ -170,11 +184,13 @@ class ClipWriter:
             except MediaError as error:
                 self.notes.append(f"the picture was encoded anew, since it could not be copied: {error}")
         if suffix in VIDEO_SUFFIXES:
+            if is_lossless(self.crf):
+                self.notes.append(LOSSLESS)
             return VideoSink(self._partial, height, width, self.fps, self.crf, self.metadata)
         if suffix == ".gif":
-            return GifSink(self._partial, self.fps, self.metadata)
+            return GifSink(self._partial, self.fps, self.metadata, self.notes)
         if suffix == ".webp":
-            return WebpSink(self._partial, height, width, self.fps, self.metadata)
+            return WebpSink(self._partial, height, width, self.fps, self.metadata, self.notes)
         return StillSink(self._partial, self.metadata)
 
     def _fitted_audio(self) -> Waveform | None:
@@ -298,7 +314,7 @@ def _open_movie(partial: Path, fps: Fraction, metadata: Mapping[str, str]) -> An
     # A MOV's classic comment ends after 65,535 bytes, its tags by name do not.
     movflags = "+faststart+use_metadata_tags" if kind == "mov" else "+faststart"
     options = {"movflags": movflags, "fflags": "+bitexact", "movie_timescale": str(clock)}
-    container = av.open(os.fspath(partial), "w", format=kind, options=options)
+    container = av.open(file_url(partial), "w", format=kind, options=options)
     for key, value in container_tags(metadata).items():
         container.metadata[key] = value
     return container

@@ -131,7 +131,7 @@ def plan_memory(
     Raises: ResourceError that names every phase that does not fit and the smallest budget that would do.
     """
     options = options or MemoryOptions()
-    budget = options.limit or default_budget()
+    budget = default_budget() if options.limit is None else options.limit
     needs = Needs(plan, networks, known)
     encodes = not contexts_given and (needs.encodes or plan.enhance is not None)
     memory = _within(budget, needs, options, encodes)

@@ -139,14 +139,14 @@ def fill(request: Request, traits: Traits, source: MediaInfo | None = None) -> F
 
     source: what the clip that `request.video` names says about itself; size, length and rate default to its own.
     """
-    pipeline = canonical_pipeline(request.pipeline or _natural_pipeline(request, traits))
+    pipeline = canonical_pipeline(_natural_pipeline(request, traits) if request.pipeline is None else request.pipeline)
     own = {} if source is None else _of_source(request, pipeline, source)
     table = {**defaults(pipeline, traits), **own}
     values, origin = dict(table), {}
     for name, default in table.items():
         given = getattr(request, name)
         if name == "pipeline":
-            origin[name] = "given" if request.pipeline else "the model's natural one"
+            origin[name] = "given" if request.pipeline is not None else "the model's natural one"
         elif given is not None:
             values[name], origin[name] = given, "given"
         else:

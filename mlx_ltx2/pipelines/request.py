@@ -149,6 +149,13 @@ class Request:
     def with_values(self, **values: Any) -> Request:
         return replace(self, **values)
 
+    def files(self) -> tuple[Path, ...]:
+        """Everything that it names to be read: files, folders, and hub ids, which are neither."""
+        inputs = (*self.images, *self.references, *self.loras, self.distilled_lora)
+        named: list[Any] = [item.path for item in inputs if item is not None]
+        named += [self.audio_file, self.video, self.attention_mask, self.spatial_upscaler]
+        return tuple(Path(str(path).split("::", 1)[0]) for path in named if isinstance(path, str | Path))
+
 
 ALIASES = {
     "frame_rate": "fps",

@@ -192,7 +192,3 @@ def splice_sound(kept: Waveform, made: Waveform, use: SourceUse, shape: VideoSha
         new[-fade:] = new[-fade:] * ramp[::-1] + old[-fade:] * (1 - ramp[::-1])
     result[start:end] = new
     return Waveform(result, rate)
-
-
-def same_file(path: str | os.PathLike[str] | None, other: str | os.PathLike[str] | None) -> bool:
-    return path is not None and other is not None and Path(path).resolve() == Path(other).resolve()

@@ -49,13 +49,13 @@ class Quantization:
             raise RequestError(f"quantization mode {mode!r} is not known; use one of {', '.join(MODES)}.")
         if mode in _FIXED:
             fixed = _FIXED[mode]
-            if (bits or fixed[0], group_size or fixed[1]) != fixed:
+            if bits not in (None, fixed[0]) or group_size not in (None, fixed[1]):
                 raise RequestError(
                     f"mode {mode} always has {fixed[0]} bits in groups of {fixed[1]}; "
                     "leave the bits and the group size out."
                 )
             return cls(mode, *fixed)
-        bits, group_size = bits or 4, group_size or 64
+        bits, group_size = 4 if bits is None else bits, 64 if group_size is None else group_size
         if bits not in AFFINE_BITS:
             raise RequestError(f"{bits} bits are not possible; use one of {', '.join(map(str, AFFINE_BITS))}.")
         if group_size not in AFFINE_GROUPS:

@@ -193,18 +193,21 @@ def test_full_disk_at_the_start(tiny_model, refused, small_disk) -> None:
 def test_disk_fills_while_writing(tiny_model, refused, small_disk) -> None:
     disk = small_disk(4096 * 4)  # the clip has about 20 kB
     (disk / "clip.mp4").write_bytes(b"an older clip")
-    args = command(tiny_model(), "--crf", "0", output=disk / "clip.mp4")
+    args = command(tiny_model(), "--crf", "0", "--overwrite", output=disk / "clip.mp4")
     refused(args, RESOURCE, "no space left", "clip.mp4", reads_weights=True)
 
 
-def test_disk_fills_while_writing_frames(tiny_model, refused, here, monkeypatch) -> None:
+def test_disk_fills_while_writing_frames(tiny_model, run_cli, here, monkeypatch) -> None:
+    """The latents alone stay; tests/cli/test_outputs.py goes on from them."""
     from mlx_ltx2.stages import write
 
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(write, "save_frames", full)
-    refused(command(tiny_model(), "--save-frames"), RESOURCE, "no space left", reads_weights=True)
+    code, _, err = run_cli(*command(tiny_model(), "--save-frames"))
+    assert code == RESOURCE and "no space left" in err and "latents are kept" in err, err
+    assert list(contents(here)) == ["clip-unwritten.latents.safetensors"]
 
 
 def test_disk_fills_while_converting(tiny_sources, refused, small_disk) -> None:

@@ -248,7 +248,7 @@ def poison(path: Path, value: float) -> None:
 def test_weights_that_are_no_numbers_are_found_before_a_clip_is_written(component, who, refused, model, here) -> None:
     (here / "clip.mp4").write_bytes(b"an older clip")
     poison(shard(model, component), float("nan"))
-    refused(command(model), FAILED, who, "no numbers", "--verify")
+    refused(command(model, "--overwrite"), FAILED, who, "no numbers", "--verify")
 
 
 def test_decoder_that_paints_one_colour_is_found(refused, model) -> None:
@@ -376,7 +376,16 @@ def test_interrupt_in_every_phase(phase, tiny_model, refused, older, inputs, mon
         return inner()
 
     monkeypatch.setattr(progress.SilentProgress, "phase", watched)
-    more = [*inputs, "-p", phase, "--output-audio", "sound.wav", "--save-frames", "--quiet"]  # a prompt nobody kept
+    more = [
+        *inputs,
+        "-p",
+        phase,
+        "--output-audio",
+        "sound.wav",
+        "--save-frames",
+        "--overwrite",
+        "--quiet",
+    ]  # a prompt nobody kept
     if phase == "encode audio":
         more += ["--audio-file", "tone.wav"]
     refused(command(tiny_model(), *more), INTERRUPTED, "interrupted", "nothing was left behind")
@@ -402,7 +411,7 @@ def test_interrupt_between_the_steps(where, tiny_model, refused, older, inputs, 
         "write_wav": (__import__("sys").modules["mlx_ltx2.generate"], "write_wav"),
     }[where]
     monkeypatch.setattr(*owner, stop)
-    more = [*inputs, "-p", where, "--output-audio", "sound.wav", "--save-frames", "--quiet"]
+    more = [*inputs, "-p", where, "--output-audio", "sound.wav", "--save-frames", "--overwrite", "--quiet"]
     refused(command(tiny_model(), *more), INTERRUPTED, "interrupted", "nothing was left behind")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mlx_ltx2 import LTX2Pipeline, RequestError
 from mlx_ltx2.demo import demo_lora, drawing, trained
-from mlx_ltx2.demo.sheet import FRAMES, GAP, Row, contact_sheet
+from mlx_ltx2.demo.sheet import FRAMES, GAP, STRIP, Row, contact_sheet, spectrogram
 from mlx_ltx2.pipelines import presets
 from mlx_ltx2.pipelines.request import Request
 from mlx_ltx2.states import Waveform
@@ -34,7 +34,7 @@ def test_the_sound_is_the_worlds() -> None:
 
 
 def test_contact_sheet() -> None:
-    """Every ninth of the clip stands in its row, what was given before it, its tone as a dark line below it."""
+    """Every ninth of the clip stands in its row, what was given before it, its tone as a bright line on black below it."""
     frames = np.zeros((49, 64, 64, 3), np.uint8)
     frames[...] = 4 * np.arange(49)[:, None, None, None]
     tone = np.sin(2 * np.pi * 1000 * np.arange(48000) / 48000, dtype=np.float32)
@@ -48,8 +48,37 @@ def test_contact_sheet() -> None:
     centres = GAP + 32 + np.arange(FRAMES + 1) * (64 + GAP)
     assert level[centres[0]] == 200
     assert list(level[centres[1:]]) == [24 * i for i in range(FRAMES)]
-    strip = sheet[20 + 64 + 2 * GAP : 20 + 64 + 2 * GAP + 28, 600].mean(-1)
-    assert strip.min() < 40 and strip.max() == 255
+    strip = sheet[20 + 64 + 2 * GAP : 20 + 64 + 2 * GAP + STRIP, 600].mean(-1)
+    assert strip.min() < 10 and strip.max() == 255
+
+
+def pitch_row(hertz: float) -> float:
+    """Where a strip shows a pitch: 250 Hz at its foot, 4000 Hz at its top."""
+    return (STRIP - 1) * (1 - np.log(hertz / 250) / np.log(16))
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.05])
+def test_a_strip_shows_pitch_partials_and_clicks(gain) -> None:
+    """Read off the picture: the pitch on its row, the partial dimmer, a click as a column, and not only when loud."""
+    t = np.arange(96000) / 48000
+    low, high = 300.0, 1200.0
+    sweep = np.sin(2 * np.pi * np.cumsum(np.where(t < 1, low, high)) / 48000)
+    partial = 0.2 * np.sin(2 * np.pi * 2400 * t)
+    sound = np.stack([gain * (sweep + partial)] * 2, -1).astype(np.float32)
+    sound[72000:72480] += np.float32(0.3 * gain) * np.random.default_rng(0).standard_normal((480, 1))
+    level = spectrogram(Waveform(sound, 48000), 400, STRIP).sum(-1)
+    for column, hertz in ((100, low), (250, high)):
+        assert abs(int(level[:, column].argmax()) - pitch_row(hertz)) <= 1
+        overtone = level[round(pitch_row(2400)), column]
+        assert 100 < overtone < level[:, column].max()
+        assert (level[:, column] > 100).sum() >= 3, "a line that nobody can see"
+        assert (level[:, column] < 60).sum() >= STRIP // 3, "no contrast"
+    assert (level[:, 300] > 60).mean() > 2 * (level[:, 250] > 60).mean()
+
+
+def test_silence_is_drawn_dark() -> None:
+    quiet = Waveform(np.full((48000, 2), 1e-6, np.float32), 48000)
+    assert spectrogram(quiet, 50, STRIP).max() < 20
 
 
 def test_its_loras_have_names() -> None:
