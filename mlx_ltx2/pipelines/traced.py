@@ -304,7 +304,7 @@ def _branches(network: Any, ranks: Sequence[tuple[str, int]]) -> Iterator[None]:
 def _modality(stream: StreamShape, axes: int, latent: mx.array, context: mx.array) -> Modality:
     count = len(latent)
     levels = np.repeat(np.linspace(1, 0, len(stream.runs), dtype=np.float32)[None], count, axis=0)
-    mask = mx.zeros((count, stream.tokens, stream.tokens)) if stream.masked else None
+    mask = mx.zeros((1, stream.tokens, stream.tokens)) if stream.masked else None
     return Modality(
         latent=latent,
         sigma=np.ones(count, np.float32),
