@@ -39,7 +39,8 @@ class Modality:
     `runs` None and K == N for each token by itself.
     positions: (B, axes, N, 2) float32 [start, end) bounds; axes are (seconds, px, px) for video, (seconds,) for audio.
     context: (B, S, D) text. texts: what `context` was joined from along the batch, in order, where the same arrays come
-    again in other evaluations: results that depend on them alone may be kept. attention_mask: (B or 1, N, N) float32 in [0, 1], or None for full attention.
+    again in other evaluations: results that depend on them alone may be kept.
+    attention_mask: (B or 1, N, N) float32 in [0, 1], or None for full attention.
     enabled: False leaves the stream's own tokens untouched; they still serve the other stream as keys and values.
     """
 

@@ -84,7 +84,7 @@ class LoraNeeds:
             around=stack.around + self._sum("stays", around),
             beside=tuple(self._sum("stays", block) for block in names),
             read=tuple(self._sum("read", block) for block in names),
-            applying=max((self.layers[n].applying for block in names for n in block), default=0),
+            applying=tuple(max((self.layers[n].applying for n in block), default=0) for block in names),
             loading=loading,
         )
 

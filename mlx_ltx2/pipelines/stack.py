@@ -11,7 +11,7 @@ class Stack:
 
     around: weights outside the blocks. block: the largest one. beside: by block, what LoRAs keep
     beside its quantized layers; () = nothing. read: by block, what is read for that from LoRA files.
-    applying: what the costliest layer takes beside all weights while LoRAs are applied to it.
+    applying: by block, what its costliest layer takes beside all weights while LoRAs are applied.
     loading: highest point while LoRAs are applied to the whole network, which is read meanwhile.
     """
 
@@ -20,7 +20,7 @@ class Stack:
     count: int
     beside: tuple[int, ...] = ()
     read: tuple[int, ...] = ()
-    applying: int = 0
+    applying: tuple[int, ...] = ()
     loading: int = 0
 
     @property
@@ -34,8 +34,10 @@ class Stack:
         """
         if kept is None or kept + 2 >= self.count:
             return self.whole
-        swept = self.block + max(self.block, self.applying) + max(self.beside[kept:], default=0)
-        return self.between(kept) + swept
+        swept = 2 * self.block
+        for beside, applying in zip(self.beside[kept:], self.applying[kept:], strict=True):
+            swept = max(swept, self.block + max(self.block, applying) + beside)
+        return self.between(kept) + max((swept, *self.applying[:kept]))
 
     def between(self, kept: int | None) -> int:
         """What stays from one stage to the next."""

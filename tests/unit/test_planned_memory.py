@@ -15,7 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlx import nn
+from mlx.utils import tree_flatten
 
+from benchmarks.peaks import source
 from mlx_ltx2 import LTX2Pipeline, convert
 from mlx_ltx2.demo.tiny import write_tiny_checkpoint
 from mlx_ltx2.diffusion.tiles import TileSize
@@ -25,11 +27,12 @@ from mlx_ltx2.memory import limits, release
 from mlx_ltx2.models.layers import kernels
 from mlx_ltx2.models.layers.linear import turned
 from mlx_ltx2.pipelines import run as runner
-from mlx_ltx2.pipelines.budget import MemoryOptions, MemoryPlan, plan_memory
+from mlx_ltx2.pipelines.budget import MemoryOptions, MemoryPlan, gigabytes, plan_memory
 from mlx_ltx2.pipelines.needs import Needs
 from mlx_ltx2.pipelines.run import Run, Session
 from mlx_ltx2.pipelines.stack import Stack
 from mlx_ltx2.stages.decode_video import DecodeWay
+from mlx_ltx2.states import TextContext
 from tests.fixtures.lora_files import write_lora
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ
@@ -67,11 +70,20 @@ def opened(tmp_path_factory: pytest.TempPathFactory):
     return pipeline
 
 
+CONTEXTS = [
+    TextContext(*(mx.random.normal((1, 1024, w), key=mx.random.key(seed)).astype(mx.bfloat16) for w in (64, 32)))
+    for seed in (1, 2)
+]
+
+
 def denoised(pipeline: LTX2Pipeline, plan, memory: MemoryPlan) -> dict[str, int]:
-    """Peaks up to the last latents."""
+    """Peaks up to the last latents, without the text stage."""
+    given = CONTEXTS[: 1 if plan.negative_prompt is None else 2]
+    mx.eval([a for context in given for a in (context.video, context.audio)])
     release()
-    held = 0 if ALONE else mx.get_active_memory()
-    session = Session(memory=memory)
+    own = sum(a.nbytes for context in given for a in (context.video, context.audio))
+    held = 0 if ALONE else mx.get_active_memory() - own
+    session = Session(memory=memory, contexts=given)
     with limits():
         Run(plan, pipeline.networks, session).latents()
     return {name: peak - held for name, peak in session.report.peaks.items()}
@@ -94,13 +106,24 @@ LORAS = {
     "float32 file": [{"rank": 64, "dtype": mx.float32}],
     "one block": [{"rank": 200, "wanted": in_first_block}],
     "around the blocks": [{"rank": 64, "wanted": lambda name: "blocks" not in name}],
-    "two files": [{"rank": 32}, {"rank": 48, "dtype": mx.float16}],
+    "two files": [{"rank": 32}, {"rank": 32, "dtype": mx.float16}],
 }
 
 
-@pytest.mark.parametrize("bits", [8, None])
-@pytest.mark.parametrize("which", LORAS)
-@pytest.mark.parametrize("streamed", [None, True])
+@pytest.mark.parametrize(
+    ("which", "bits", "streamed"),
+    [
+        ("every layer", 8, None),
+        ("every layer", 8, True),
+        ("every layer", None, True),
+        ("float32 file", 8, None),
+        ("float32 file", None, None),
+        ("one block", 8, None),
+        ("one block", None, None),
+        ("around the blocks", 8, None),
+        ("two files", 8, None),
+    ],
+)
 def test_what_loras_take_is_planned(opened, tmp_path, bits, which, streamed) -> None:
     pipeline = opened(bits)
     shapes = pipeline.networks.linear_shapes()
@@ -108,10 +131,9 @@ def test_what_loras_take_is_planned(opened, tmp_path, bits, which, streamed) -> 
     plan = pipeline.plan("a red kite", loras=loras, **SMALL)
     memory = plan_memory(plan, pipeline.networks, MemoryOptions(streamed=streamed))
     assert_planned(memory, denoised(pipeline, plan, memory), ("denoise", "upsample"))
-    beside = sum(Path(path).stat().st_size for path, _ in loras) if bits and which == "every layer" else 0
-    if beside:  # 96 of 64 to 256: two thirds of the layers' file stand beside quantized ones
-        assert memory.components["loras"] == pytest.approx(0.9 * beside, rel=0.15)
-    if bits is None:
+    if bits and which == "every layer":  # of the file, what belongs to quantized layers stands beside them
+        assert memory.components["loras"] == pytest.approx(0.7 * Path(loras[0][0]).stat().st_size, rel=0.02)
+    if bits is None or which == "around the blocks":
         assert "loras" not in memory.components
 
 
@@ -132,10 +154,11 @@ def test_a_lora_that_does_not_fit_is_streamed_or_refused(opened, tmp_path) -> No
 
 
 def test_stacks_count_what_stands_beside_their_blocks() -> None:
-    stack = Stack(around=10, block=100, count=6, beside=(50, 0, 0, 7, 0, 9), read=(5,) * 6, applying=150)
+    stack = Stack(around=10, block=100, count=6, beside=(50, 0, 0, 7, 0, 9), read=(5,) * 6, applying=(150,) * 6)
     assert stack.whole == 10 + 600 + 66
     assert stack.with_resident(0) == 10 + 100 + 150 + 50
     assert stack.with_resident(2) == 10 + 200 + 50 + 100 + 150 + 9
+    assert replace(stack, applying=(150,) + (0,) * 5).with_resident(1) == 10 + 100 + 50 + 200 + 9
     assert [stack.between(kept) for kept in (None, 0, 1, 4)] == [676, 10, 160, 467]
     assert stack.step_reads(4) == 2 * 105
     rooms = range(200, 700)
@@ -149,14 +172,17 @@ def test_stacks_count_what_stands_beside_their_blocks() -> None:
 # --- Stages that do not share a transformer ---
 
 
-@pytest.mark.parametrize("pipeline_name", ["two-stage", "two-stage-hq", "ic-lora"])
-@pytest.mark.parametrize("bits", [None, 8])
+@pytest.mark.parametrize(("pipeline_name", "bits"), [("two-stage", 8), ("two-stage-hq", None), ("ic-lora", 8)])
 def test_a_transformer_that_the_next_stage_cannot_use_is_gone(opened, tmp_path, pipeline_name, bits) -> None:
     variant = "distilled" if pipeline_name == "ic-lora" else "dev"
     pipeline = opened(bits, variant)
     path = write_lora(tmp_path / "l.safetensors", pipeline.networks.linear_shapes(), 64)
     options: dict[str, Any] = {"pipeline": pipeline_name, **SMALL}
-    options |= {"loras": [(path, 1.0)]} if pipeline_name == "ic-lora" else {"distilled_lora": (path, 1.0)}
+    if pipeline_name == "ic-lora":
+        options |= {"loras": [(path, 1.0)], "references": [(source((64, 64, 9))(tmp_path)["video"], 1.0)]}
+    else:
+        options |= {"distilled_lora": (path, 1.0), "cfg_scale": 1, "stg_scale": 0, "modality_scale": 1}
+        options |= {"audio_cfg_scale": 1, "audio_stg_scale": 0, "audio_modality_scale": 1}
     plan = pipeline.plan("a red kite", **options)
     assert len({stage.loras for stage in plan.stages}) == 2
     memory = plan_memory(plan, pipeline.networks)
@@ -196,7 +222,7 @@ shapes = st.tuples(sides, sides, st.sampled_from([9, 17, 41]))
 tilings = st.sampled_from(["auto", "none", "spatial", "temporal", "default", "aggressive"])
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(shape=shapes, tiling=tilings, shares=st.lists(st.floats(0.01, 1.5), min_size=6, max_size=10))
 def test_more_memory_is_never_worse(opened, shape, tiling, shares) -> None:
     pipeline = opened()
@@ -222,7 +248,7 @@ def test_more_memory_is_never_worse(opened, shape, tiling, shares) -> None:
         before = now
 
 
-@pytest.mark.parametrize("size", [(1088, 1920, 49), (704, 1280, 121), (512, 768, 97)])
+@pytest.mark.parametrize("size", [(1088, 1920, 49), (128, 128, 9)])
 def test_a_refusal_names_a_budget_that_works(opened, size) -> None:
     pipeline = opened()
     height, width, frames = size
@@ -231,7 +257,7 @@ def test_a_refusal_names_a_budget_that_works(opened, size) -> None:
         plan_memory(plan, pipeline.networks, MemoryOptions(10**6), contexts_given=True)
     needs = Needs(plan, pipeline.networks)
     leanest = min(needs.decode_video(way) for way in needs.decode_ways())
-    assert f"decode video needs {leanest / 1e9:.2f} GB" in str(refusal.value)
+    assert f"decode video needs {gigabytes(leanest)}" in str(refusal.value)
     at = max(leanest, *(needs.denoise(n) + needs.transformer(s).with_resident(0) for n, s in enumerate(plan.stages)))
     assert plan_memory(plan, pipeline.networks, MemoryOptions(at), contexts_given=True).peak <= at
 
@@ -250,19 +276,20 @@ def test_the_run_decodes_as_the_record_says(opened, monkeypatch, way, limit) -> 
     taken: list[DecodeWay] = []
     plain = runner.decode_video
     monkeypatch.setattr(runner, "decode_video", lambda *a, **k: taken.append(a[2]) or plain(*a, **k))
-    running = Run(plan, pipeline.networks, Session(memory=replace(memory, decode=way)))
+    running = Run(plan, pipeline.networks, Session(memory=replace(memory, decode=way), contexts=CONTEXTS[:1]))
     frames = list(running.frames(running.latents()))
     assert taken == [way] and sum(map(len, frames)) == 9
-    assert len(frames) == 1 or max(map(len, frames)) <= way.chunk
+    # a block is fed `chunk` frames and may give two for one
+    assert len(frames) == 1 or max(map(len, frames)) <= 2 * way.chunk
 
 
 @pytest.mark.parametrize("way", WAYS, ids=DecodeWay.text)
 def test_every_way_of_decoding_is_planned(opened, way) -> None:
     pipeline = opened()
-    plan = pipeline.plan("a kite", audio=False, **{**SMALL, "height": 128, "width": 192, "num_frames": 17})
+    plan = pipeline.plan("a kite", audio=False, **{**SMALL, "height": 128, "width": 128})
     needs = Needs(plan, pipeline.networks)
     memory = MemoryPlan(10**12, phases={"decode video": needs.decode_video(way)}, decode=way)
-    session = Session(memory=memory)
+    session = Session(memory=memory, contexts=CONTEXTS[:1])
     running = Run(plan, pipeline.networks, session)
     latents = running.latents()
     release()
@@ -279,18 +306,19 @@ def test_every_way_of_decoding_is_planned(opened, way) -> None:
 def test_a_model_that_was_converted_anew_has_its_new_sizes(tmp_path) -> None:
     sizes, beside = {}, {}
     for number, (blocks, bits) in enumerate([(2, None), (3, None), (3, 8)]):
-        source = write_tiny_checkpoint(tmp_path / f"source{number}", blocks=blocks)
+        written = write_tiny_checkpoint(tmp_path / f"source{number}", blocks=blocks)
         options = {} if bits is None else {"q_bits": bits, "q_group_size": 32}
         shutil.rmtree(tmp_path / "model", ignore_errors=True)
-        convert(source.folder, tmp_path / "model", variant="distilled", **options)
+        convert(written.folder, tmp_path / "model", variant="distilled", text_encoder=False, **options)
         pipeline = LTX2Pipeline.from_pretrained(
-            tmp_path / "model", text_encoder=source.text_encoder, prompt_cache=False
+            tmp_path / "model", text_encoder=written.text_encoder, prompt_cache=False
         )
         path = write_lora(tmp_path / "l.safetensors", pipeline.networks.linear_shapes(), 8 * (number + 1))
         plan = pipeline.plan("a kite", loras=[(path, 1.0)], **SMALL)
-        memory = plan_memory(plan, pipeline.networks)
+        memory = plan_memory(plan, pipeline.networks, contexts_given=True)
         sizes[number], beside[number] = memory.components["transformer"], memory.components.get("loras", 0)
-        assert_planned(memory, denoised(pipeline, plan, memory), ("denoise",))
+        loaded = pipeline.networks.load_transformer(video=True, audio=True)
+        assert sizes[number] == pytest.approx(sum(a.nbytes for _, a in tree_flatten(loaded.parameters())), rel=0.02)
     assert sizes[1] == pytest.approx(1.3 * sizes[0], rel=0.2) and sizes[2] < 0.8 * sizes[1]
     assert beside[0] == beside[1] == 0 and beside[2] > 0
 
@@ -322,7 +350,7 @@ def test_another_text_encoder_in_the_same_place(opened, tmp_path) -> None:
 def test_another_lora_in_the_same_place(opened, tmp_path) -> None:
     pipeline = opened(8)
     shapes, found, hashes = pipeline.networks.linear_shapes(), [], set()
-    for seed, rank in enumerate((16, 32)):
+    for rank in (16, 32):
         path = write_lora(tmp_path / "l.safetensors", shapes, rank)
         os.utime(path, ns=(1, 1))
         plan = pipeline.plan("a kite", loras=[(path, 1.0)], **SMALL)
@@ -406,5 +434,5 @@ def test_a_graph_is_shown_to_the_thread_that_asks_alone() -> None:
         thread.join()
         assert kernels._shown.get()
     assert seen == [False] and not kernels._shown.get()
-    found = footprint(lambda a: kernels.silu(a), x)
+    found = footprint(kernels.silu, x)
     assert found.peak == found.result == x.nbytes  # one kernel

@@ -173,8 +173,7 @@ class TransformerBlock(nn.Module):
             start = rows.stop
         if len(found) == 1:
             return found[0]
-        keys, values = (mx.concatenate(arrays) for arrays in zip(*found, strict=True))
-        return keys, values
+        return mx.concatenate([keys for keys, _ in found]), mx.concatenate([values for _, values in found])
 
     def _attend(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: Rows, skip: bool | mx.array) -> mx.array:
         """x after self-attention."""
