@@ -1,6 +1,6 @@
 """Predicted against actual allocator peaks of every phase, through the very plan and runner of a clip.
 
-    python benchmarks/peaks.py [--quick] [--output FILE]
+    python benchmarks/peaks.py [--quick] [--only NAME] [--output FILE]
 
 Tiny models in the official layout with six blocks. Every case is planned, run and compared phase by phase; where MLX's
 tens of kernels begin shifts from run to run, so every case runs a few times and its highest peak counts. It needs two
@@ -43,7 +43,7 @@ little counts as an error as everywhere."""
 @dataclass(frozen=True)
 class Case:
     """name: in the table. options: of the request. media: makes files in a folder, options that name them. phases: only
-    these are compared, all if empty."""
+    these are compared, all if empty. bits: of the model, None for full precision. loras: as `media`, for a pipeline."""
 
     name: str
     size: tuple[int, int, int]
@@ -53,6 +53,20 @@ class Case:
     media: Callable[[Path], dict[str, Any]] = lambda folder: {}
     streamed: bool = False
     phases: tuple[str, ...] = ()
+    bits: int | None = None
+    loras: Callable[[Path, Any], dict[str, Any]] = lambda folder, pipeline: {}
+
+
+def lora(option: str, **more: Any) -> Callable[[Path, Any], dict[str, Any]]:
+    """A LoRA of rank 96, larger than the tiny transformer itself, as this option of the request."""
+
+    def write(folder: Path, pipeline: Any) -> dict[str, Any]:
+        from tests.fixtures.lora_files import write_lora
+
+        path = write_lora(folder / "lora.safetensors", pipeline.networks.linear_shapes(), 96)
+        return {option: [(path, 1.0)] if option == "loras" else (path, 1.0), **more}
+
+    return write
 
 
 def image(folder: Path) -> dict[str, Any]:
@@ -101,6 +115,8 @@ def source(size: tuple[int, int, int]) -> Callable[[Path], dict[str, Any]]:
 
 SHORT = {"sigmas": (1.0, 0.7, 0.0)}
 TWO_STAGES = {**SHORT, "stage_2_sigmas": (0.5, 0.0)}
+LORA_RUNS = (("LoRA", None, False), ("LoRA, 8-bit", 8, False), ("LoRA, 8-bit, streamed", 8, True))
+"""Name, bits of the model, whether it is streamed."""
 CASES = (
     *(Case("distilled", size, options=TWO_STAGES) for size in SIZES),
     Case("distilled, LTX-2", SIZES[1], "2.0", options=TWO_STAGES),
@@ -122,6 +138,18 @@ CASES = (
         phases=("enhance prompt",),
     ),
     Case("streamed", SIZES[2], options=TWO_STAGES, streamed=True),
+    *(
+        Case(name, SIZES[1], options=TWO_STAGES, streamed=streamed, bits=bits, loras=lora("loras"))
+        for name, bits, streamed in LORA_RUNS
+    ),
+    Case(  # the second stage has a LoRA and the first has none
+        "two stages, 8-bit",
+        SIZES[1],
+        variant="dev",
+        options=TWO_STAGES,
+        bits=8,
+        loras=lora("distilled_lora", pipeline="two-stage"),
+    ),
 )
 QUICK = {"distilled": SIZES[:2], "retake": SIZES, "image to video": SIZES}
 
@@ -131,18 +159,19 @@ class Models:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._made: dict[tuple[str, str], Any] = {}
+        self._made: dict[tuple[str, str, int | None], Any] = {}
 
-    def __call__(self, generation: str, variant: str) -> Any:
+    def __call__(self, generation: str, variant: str, bits: int | None = None) -> Any:
         from mlx_ltx2 import LTX2Pipeline, convert
         from mlx_ltx2.demo.tiny import write_tiny_checkpoint
 
-        key = (generation, variant)
+        key = (generation, variant, bits)
         if key not in self._made:
-            folder = self._folder / f"{generation}-{variant}"
+            folder = self._folder / f"{generation}-{variant}-{bits}"
             tiny: Any = write_tiny_checkpoint
             written = tiny(folder / "source", generation=generation, variant=variant, blocks=BLOCKS)
-            convert(written.folder, folder / "model", variant=variant)
+            packed: dict[str, Any] = {} if bits is None else {"q_bits": bits, "q_group_size": 32}
+            convert(written.folder, folder / "model", variant=variant, **packed)
             self._made[key] = LTX2Pipeline.from_pretrained(
                 folder / "model", text_encoder=written.text_encoder, prompt_cache=False
             )
@@ -157,11 +186,11 @@ def measure(case: Case, models: Models, rounds: int = ROUNDS) -> dict[str, Any]:
     from mlx_ltx2.pipelines.budget import MemoryOptions, plan_memory
     from mlx_ltx2.pipelines.run import Run, Session
 
-    pipeline = models(case.generation, case.variant)
+    pipeline = models(case.generation, case.variant, case.bits)
     actual: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as name:
         height, width, frames = case.size
-        options = {**case.options, **case.media(Path(name))}
+        options = {**case.options, **case.media(Path(name)), **case.loras(Path(name), pipeline)}
         if "video" not in options:
             options |= {"height": height, "width": width, "num_frames": frames}
         plan = pipeline.plan("a red kite over the sea", **options)
@@ -224,20 +253,22 @@ def slopes(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def chosen(quick: bool) -> Iterator[Case]:
+def chosen(quick: bool, only: str = "") -> Iterator[Case]:
     for case in CASES:
+        if only not in case.name:
+            continue
         if not quick or case.size in QUICK.get(case.name, ()):
             yield case
 
 
-def run(quick: bool = False) -> dict[str, Any]:
+def run(quick: bool = False, only: str = "") -> dict[str, Any]:
     from benchmarks.machine import machine
 
     importlib.import_module("mlx_lm.models.gemma3_text")
     with tempfile.TemporaryDirectory() as name:
         models = Models(Path(name))
         gc.freeze()
-        rows = [measure(case, models, 1 if quick else ROUNDS) for case in chosen(quick)]
+        rows = [measure(case, models, 1 if quick else ROUNDS) for case in chosen(quick, only)]
     result = {"benchmark": "peaks", "machine": machine(), "rows": rows}
     return {**result, "bounds": verdicts(result)}
 
@@ -268,8 +299,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer cases, one run each")
     parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
     arguments = parser.parse_args()
-    result = run(arguments.quick)
+    result = run(arguments.quick, arguments.only)
     text = json.dumps(result, indent=1)
     if arguments.output:
         arguments.output.write_text(text + "\n")

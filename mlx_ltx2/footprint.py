@@ -8,11 +8,9 @@ Source of the rules: mlx 0.32, `eval_impl` and the allocation rules of its primi
 
 from __future__ import annotations
 
-import contextlib
 import math
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
@@ -20,6 +18,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+
+from mlx_ltx2.models.layers.kernels import shown
 
 WIDTH = 20
 """How many pending arrays MLX keeps side by side before it follows one branch to its end (MLX_BFS_MAX_WIDTH)."""
@@ -78,7 +78,7 @@ class UntraceableError(ValueError):
 
 
 def trace(function: Callable[..., Any], *arrays: mx.array, staged: bool = False) -> Graph:
-    """The graph of function(*arrays); the arrays need no data.
+    """The graph of function(*arrays); the arrays need no data. Nothing that another thread sees changes.
 
     staged: the function takes one argument more, first, which it calls in place of `mx.eval`.
     Raises: UntraceableError.
@@ -94,7 +94,7 @@ def trace(function: Callable[..., Any], *arrays: mx.array, staged: bool = False)
         results = _arrays(function(evaluate, *given) if staged else function(*given))
         return [array for group in (results, *evaluated) for array in group]
 
-    with _marked_compiled():
+    with shown():
         try:
             mx.export_function(found.append, flat, *arrays)
         except ValueError as error:
@@ -130,43 +130,6 @@ def trace(function: Callable[..., Any], *arrays: mx.array, staged: bool = False)
 def _arrays(tree: Any) -> list[mx.array]:
     flat: Any = tree_flatten(tree)
     return [array for _, array in flat if isinstance(array, mx.array)]
-
-
-@contextlib.contextmanager
-def _marked_compiled() -> Iterator[None]:
-    """Compiled functions are traced through; marks at their ends say which primitives will be one kernel.
-
-    MLX cannot describe `contiguous`; a reshape copies in the same cases.
-    """
-    kind = type(mx.compile(lambda x: x))
-    changed: list[tuple[Any, str, Any]] = []
-
-    def marked(original: Any) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            args = tuple(mx.stop_gradient(a) if isinstance(a, mx.array) else a for a in args)
-            result = original(*args, **kwargs)
-            if isinstance(result, mx.array):
-                return mx.stop_gradient(result)
-            return type(result)(mx.stop_gradient(r) for r in result)
-
-        return call
-
-    def contiguous(a: mx.array, *args: Any, **kwargs: Any) -> mx.array:
-        return a.reshape(-1).reshape(a.shape)
-
-    changed.append((mx, "contiguous", mx.contiguous))
-    mx.contiguous = contiguous
-    for name, module in list(sys.modules.items()):
-        if name.startswith(("mlx_ltx2.models", "mlx.nn")):
-            for attribute, value in list(vars(module).items()):
-                if type(value) is kind:
-                    changed.append((module, attribute, value))
-                    setattr(module, attribute, marked(value))
-    try:
-        yield
-    finally:
-        for module, attribute, value in changed:
-            setattr(module, attribute, value)
 
 
 def _fused(nodes: Sequence[Node]) -> list[Node]:

@@ -20,6 +20,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import RequestError
+from mlx_ltx2.precision import keep_float32
 
 T = TypeVar("T")
 DEFAULT_CACHE_BYTES = 2 << 30
@@ -130,8 +131,10 @@ def limits(
 ) -> Iterator[None]:
     """Cap MLX's buffer cache, and its memory if a limit is given, for the duration of a run.
 
-    On Metal as much is wired as the system recommends; if it refuses, `say` is told and the run goes on.
+    On Metal as much is wired as the system recommends; if it refuses, `say` is told and the run goes on. Float32
+    products are kept in float32 (see `precision`).
     """
+    keep_float32(say)
     if mx.default_device() == mx.cpu:
         # Its queue is a hundred kernels long otherwise, each with its own buffers; under a limit it is ten.
         memory_bytes = 1

@@ -38,7 +38,9 @@ class Modality:
     K == 1 for every token; `runs` of K lengths that sum to N for consecutive stretches of tokens;
     `runs` None and K == N for each token by itself.
     positions: (B, axes, N, 2) float32 [start, end) bounds; axes are (seconds, px, px) for video, (seconds,) for audio.
-    context: (B, S, D) text. attention_mask: (B, N, N) float32 in [0, 1], or None for full attention.
+    context: (B, S, D) text. texts: what `context` was joined from along the batch, in order, where the same arrays come
+    again in other evaluations: results that depend on them alone may be kept.
+    attention_mask: (B or 1, N, N) float32 in [0, 1], or None for full attention.
     enabled: False leaves the stream's own tokens untouched; they still serve the other stream as keys and values.
     """
 
@@ -51,6 +53,7 @@ class Modality:
     attention_mask: mx.array | None = None
     context_mask: mx.array | None = None
     enabled: bool = True
+    texts: tuple[mx.array, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mlx_ltx2.pipelines.plan import as_json
 from mlx_ltx2.pipelines.text import valid_text
 from mlx_ltx2.progress import Progress, SilentProgress, make_progress
 from mlx_ltx2.shapes import LatentShape, VideoShape, check_video_shape
-from mlx_ltx2.stages.decode_video import decode_video
+from mlx_ltx2.stages.decode_video import decode_video, decode_ways
 from mlx_ltx2.stages.denoise import Guided, denoise, started
 from mlx_ltx2.stages.encode_media import encode_clip
 from mlx_ltx2.stages.encode_text import encode_text
@@ -280,7 +280,7 @@ class _Upscale:
         decoded = decode_video(
             clip.latents,
             lambda: self.networks.load("video_decoder"),
-            {"mode": plan.tiling},
+            decode_ways({"mode": plan.tiling}, LatentShape(*clip.latents.shape[1:4]), self.scale)[0],
             NoiseSource(plan.seed, 2),
             self.scale,
             self.progress,

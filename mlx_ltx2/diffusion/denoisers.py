@@ -8,7 +8,7 @@ ltx_pipelines.utils.denoisers of release 1.2.0).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -302,7 +302,12 @@ def _modality(
     batch = state.latent.shape[0]
     rows = [mx.broadcast_to(c, (batch, *c.shape[1:])) if c.shape[0] != batch else c for c in given]
     context = rows[0] if len(rows) == 1 else mx.concatenate(rows, axis=0)
-    return to_modality(state, sigma, context, repeat=len(given), enabled=enabled)
+    made = to_modality(state, sigma, context, repeat=len(given), enabled=enabled)
+    # Arrays that come again are handed on as they are, so that what is kept of them is found again.
+    if all(row is c for row, c in zip(rows, given, strict=True)):
+        made = replace(made, texts=tuple(given))
+    mask = state.attention_mask
+    return made if mask is None or len(mask) > 1 else replace(made, attention_mask=mask)
 
 
 def _x0(state: LatentState | None, sigma: float, velocity: mx.array | None, rows: slice) -> mx.array | None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from mlx_ltx2.errors import ResourceError
 from mlx_ltx2.memory import default_budget
-from mlx_ltx2.pipelines.needs import Needs
+from mlx_ltx2.pipelines.needs import Needs, transformer_key
 from mlx_ltx2.pipelines.plan import Plan
-from mlx_ltx2.pipelines.traced import Stack
-from mlx_ltx2.stages.plan import StagePlan
+from mlx_ltx2.pipelines.stack import Stack
+from mlx_ltx2.stages.decode_video import DecodeWay
 from mlx_ltx2.weights.networks import Networks
 
 LONG_SEQUENCE = 4096
@@ -52,7 +52,7 @@ class MemoryPlan:
     components: bytes of each network's weights. phases: predicted peak of each phase, bytes. resident_blocks,
     resident_layers: blocks of the transformer and layers of the text encoder that stay; None = all. evaluate_every:
     blocks per evaluation of a resident transformer, 0 = whole passes. step_reads: bytes that a step reads from disk.
-    decode_budget: bytes that the video decoder may use beside its weights. reload: the transformer makes room for the
+    decode: how the picture is decoded, None = there is none to decode. reload: the transformer makes room for the
     upsampler even if the next stage needs it again. text_cache: stages that keep the text's keys and values of all
     blocks from step to step, which saves work where there is room.
     """
@@ -64,7 +64,7 @@ class MemoryPlan:
     resident_layers: int | None = None
     evaluate_every: int = 0
     step_reads: int = 0
-    decode_budget: int | None = None
+    decode: DecodeWay | None = None
     reload: bool = False
     text_cache: tuple[str, ...] = ()
 
@@ -92,6 +92,8 @@ class MemoryPlan:
             lines.append(f"          text encoder streamed: {self.resident_layers} layers stay")
         if self.evaluate_every:
             lines.append(f"          evaluated every {self.evaluate_every} blocks")
+        if self.decode is not None:
+            lines.append(f"          decoded {self.decode.text()}")
         if self.text_cache:
             lines.append(f"          text keys and values kept in {', '.join(self.text_cache)}")
         return lines
@@ -136,19 +138,9 @@ def plan_memory(
     encodes = not contexts_given and (needs.encodes or plan.enhance is not None)
     memory = _within(budget, needs, options, encodes)
     faults = [(name, size) for name, size in memory.phases.items() if size > budget]
-    if faults:
-        _refuse(faults, budget, _smallest(memory.peak, needs, options, encodes))
+    if faults:  # all that can give way has given way, so the peak is the smallest budget that works
+        _refuse(faults, budget, memory.peak)
     return memory
-
-
-def _smallest(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) -> int:
-    """A budget that works: what fits into more memory may be decoded in larger pieces, so it is tried."""
-    for _ in range(8):
-        memory = _within(budget, needs, options, encodes)
-        if memory.peak <= budget:
-            break
-        budget = memory.peak
-    return budget
 
 
 def _within(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) -> MemoryPlan:
@@ -164,17 +156,17 @@ def _within(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) ->
         phases["text encoder"] = needs.text(layers)
         phases["text projections"] = needs.projections()
     phases |= needs.encoders()
+    numbers = range(len(plan.stages))
     stacks = [needs.transformer(stage) for stage in plan.stages]
-    rooms = [needs.denoise(number) for number in range(len(plan.stages))]
-    chosen = [_choose(s, r, budget, options, options.resident_blocks) for s, r in zip(stacks, rooms, strict=True)]
-    blocks = min((kept for kept in chosen if kept is not None), default=None)
+    rooms = [needs.denoise(number) for number in numbers]
+    blocks = _resident_blocks(needs, stacks, rooms, budget, options)
     reload = False
     text_cache = []
     for number, stage in enumerate(plan.stages):
         if stage.upsample:
-            shared = transformer_key(stage) == transformer_key(plan.stages[number - 1])
-            kept = needs.kept(stacks[number], blocks) if shared else 0
-            need = needs.upsample(number, 0)
+            need, kept = needs.upsample(number), 0
+            if transformer_key(stage) == transformer_key(plan.stages[number - 1]):
+                kept = stacks[number].between(blocks)
             reload = reload or need + kept > budget
             phases["upsample"] = max(phases.get("upsample", 0), need + (0 if reload else kept))
         size = stacks[number].with_resident(blocks) + rooms[number]
@@ -182,9 +174,12 @@ def _within(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) ->
         if blocks is None and 0 < text <= ROOM_FOR_TEXT * budget - size:
             text_cache.append(stage.name)
             size += text
+        if blocks is None:
+            size = max(size, stacks[number].loading + needs.held(number))
         phases[f"denoise {stage.name}"] = size
-    phases |= needs.decode_video(budget) | needs.decode_audio()
-    longest = max((needs.tokens(number) for number in range(len(plan.stages))), default=0)
+    decode = _decode(needs, phases, budget)
+    phases |= needs.decode_audio()
+    longest = max((needs.tokens(number) for number in numbers), default=0)
     tight = blocks is None and max((phases[f"denoise {s.name}"] for s in plan.stages), default=0) > TIGHT * budget
     return MemoryPlan(
         budget=budget,
@@ -193,23 +188,51 @@ def _within(budget: int, needs: Needs, options: MemoryOptions, encodes: bool) ->
         resident_blocks=blocks,
         resident_layers=layers,
         evaluate_every=0 if blocks is not None else 1 if tight else PACE if longest > LONG_SEQUENCE else 0,
-        step_reads=0 if blocks is None else max((s.count - blocks) * s.block for s in stacks),
+        step_reads=0 if blocks is None else max(stack.step_reads(blocks) for stack in stacks),
         reload=reload,
-        decode_budget=None if options.limit is None else max(0, budget - needs.bytes_of("video_decoder")),
+        decode=decode,
         text_cache=tuple(text_cache),
     )
 
 
-def transformer_key(stage: StagePlan) -> tuple[bool, bool, tuple[tuple[str, float], ...]]:
-    """Two stages of the same key share one loading of the transformer: streams and LoRAs."""
-    return stage.video is not None, stage.audio is not None, tuple((use.path, use.strength) for use in stage.loras)
+def _resident_blocks(
+    needs: Needs, stacks: Sequence[Stack], rooms: Sequence[int], budget: int, options: MemoryOptions
+) -> int | None:
+    """Blocks of the transformer that stay in every stage, or None for all."""
+    chosen = []
+    for number, (stack, room) in enumerate(zip(stacks, rooms, strict=True)):
+        free = room - needs.held(number)  # of the room, while the network is loaded
+        chosen.append(_choose(stack, room, budget, options, options.resident_blocks, free))
+    return min((kept for kept in chosen if kept is not None), default=None)
 
 
-def _choose(stack: Stack, room: int, budget: int, options: MemoryOptions, asked: int | None) -> int | None:
-    """Blocks that stay, or None for all."""
+def _decode(needs: Needs, phases: dict[str, int], budget: int) -> DecodeWay | None:
+    """The fastest way of decoding that fits, the one that needs least if none does; its peak goes
+    into `phases`."""
+    sizes: dict[DecodeWay, int] = {}
+    for way in needs.decode_ways():
+        sizes[way] = needs.decode_video(way)
+        if sizes[way] <= budget:
+            break
+    if not sizes:
+        return None
+    chosen = next((w for w, size in sizes.items() if size <= budget), min(sizes, key=sizes.__getitem__))
+    phases["decode video"] = sizes[chosen]
+    return chosen
+
+
+def _choose(
+    stack: Stack,
+    room: int,
+    budget: int,
+    options: MemoryOptions,
+    asked: int | None,
+    free: int = 0,
+) -> int | None:
+    """Blocks that stay, or None for all. free: of `room`, while the network is loaded."""
     if options.streamed is False:
         return None
-    fitting = stack.fitting(budget - room)
+    fitting = stack.fitting(budget - room, free)
     if options.streamed is None and options.resident_blocks is None and fitting is None:
         return None
     if asked is not None:

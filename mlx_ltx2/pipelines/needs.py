@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,12 @@ from mlx_ltx2.footprint import Footprint
 from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
 from mlx_ltx2.models.transformer import text_bytes
 from mlx_ltx2.models.video_vae.streaming import streaming_decode_bytes
+from mlx_ltx2.pipelines.lora_needs import LoraNeeds, lora_needs
 from mlx_ltx2.pipelines.plan import Plan
+from mlx_ltx2.pipelines.stack import Stack
 from mlx_ltx2.pipelines.traced import (
-    Stack,
+    Stored,
+    TransformerParts,
     component_footprint,
     enhance_room,
     pass_footprint,
@@ -25,10 +28,11 @@ from mlx_ltx2.pipelines.traced import (
     text_needs,
     transformer_parts,
     typed_network,
+    upsampler_needs,
     weight_bytes,
 )
 from mlx_ltx2.shapes import LatentShape
-from mlx_ltx2.stages.decode_video import decode_way
+from mlx_ltx2.stages.decode_video import DecodeWay, decode_ways
 from mlx_ltx2.stages.encode_media import Media
 from mlx_ltx2.stages.plan import Sizes, StagePlan
 from mlx_ltx2.states import LatentState
@@ -38,16 +42,27 @@ from mlx_ltx2.weights.networks import UPSAMPLERS, Networks
 FEW_CHUNKS = 2
 """A streamed decode needs no more for many frames than for these."""
 
+TransformerKey = tuple[bool, bool, tuple[tuple[str, float], ...]]
+"""Whether there is a video and an audio stream, and the LoRAs with their strengths."""
+
+
+def transformer_key(stage: StagePlan) -> TransformerKey:
+    """Two stages of the same key share one loading of the transformer."""
+    loras = tuple((use.path, use.strength) for use in stage.loras)
+    return stage.video is not None, stage.audio is not None, loras
+
 
 class Needs:
     """Bytes of a plan's phases. known: prompts whose contexts are kept and need no encoder. encodes: whether others are
-    left."""
+    left. Files are looked at once: make another one when they may have changed."""
 
     def __init__(self, plan: Plan, networks: Networks, known: Container[str] = ()):
         self.plan = plan
         self.networks = networks
         self.traits = networks.traits
         self._components: dict[str, int] = {}
+        self._stored: dict[str, Stored] = {}
+        self._loras: dict[TransformerKey, LoraNeeds] = {}
         self.dtype = self._transformer_dtype()
         unwritten = plan.prompt if plan.enhance and plan.enhanced_prompt is None else None  # not known yet
         missing = tuple(p for p in self._prompts() if p == unwritten or p not in known)
@@ -55,7 +70,7 @@ class Needs:
         self._text = None
         if missing and networks.has_text_encoder():
             networks.check_text_encoder()
-            self._text = text_needs(str(networks.text_folder()), missing)
+            self._text = text_needs(Stored.text_encoder(networks.text_folder()), missing)
 
     def components(self) -> dict[str, int]:
         if self._text is not None:
@@ -64,8 +79,13 @@ class Needs:
 
     def bytes_of(self, name: str) -> int:
         """Weights of a component as they are computed in."""
-        self._components[name] = weight_bytes(str(self.networks.model.path), name, self._cast(name))
+        self._components[name] = weight_bytes(self._store(name), self._cast(name))
         return self._components[name]
+
+    def _store(self, name: str) -> Stored:
+        if name not in self._stored:
+            self._stored[name] = Stored.of(self.networks.model, name)
+        return self._stored[name]
 
     def _cast(self, name: str) -> mx.Dtype | None:
         return None if name in KEEPS_DTYPE else self.networks.dtype
@@ -74,7 +94,7 @@ class Needs:
         """Footprint of a component on one array."""
         self.bytes_of(name)
         key = tuple(sorted(extra.items()))
-        return component_footprint(str(self.networks.model.path), name, self._cast(name), shape, dtype, key)
+        return component_footprint(self._store(name), self._cast(name), shape, dtype, key)
 
     def _prompts(self) -> tuple[str, ...]:
         plan = self.plan
@@ -104,8 +124,8 @@ class Needs:
         wish = self.plan.enhance
         if self._text is None or wish is None:
             return 0
-        folder = str(self.networks.text_folder())
-        room = enhance_room(folder, self.plan.prompt, wish.image is not None, wish.max_tokens)
+        stored = Stored.text_encoder(self.networks.text_folder())
+        room = enhance_room(stored, self.plan.prompt, wish.image is not None, wish.max_tokens)
         return self._text.stack.whole + room
 
     def projections(self) -> int:
@@ -196,20 +216,37 @@ class Needs:
 
     @property
     def _config(self) -> Any:
-        return transformer_parts(str(self.networks.model.path), self.networks.dtype, True, True)[0].config
+        return self._parts(True, True).network.config
 
     def _transformer_dtype(self) -> mx.Dtype:
-        return transformer_parts(str(self.networks.model.path), self.networks.dtype, True, True)[3]
+        return self._parts(True, True).dtype
+
+    def _parts(self, video: bool, audio: bool) -> TransformerParts:
+        return transformer_parts(self._store("transformer"), self.networks.dtype, video, audio)
 
     def transformer(self, stage: StagePlan) -> Stack:
-        streams = (stage.video is not None, stage.audio is not None)
-        _, stack, _, _ = transformer_parts(str(self.networks.model.path), self.networks.dtype, *streams)
-        self._components["transformer"] = max(stack.whole, self._components.get("transformer", 0))
-        return stack
+        """The stage's transformer with its LoRAs."""
+        stack = self._parts(*transformer_key(stage)[:2]).stack
+        self._note("transformer", stack.whole)
+        loras = self._lora_needs(stage)
+        if loras is None:
+            return stack
+        self._note("loras", loras.stays)
+        return loras.beside(stack)
 
-    def kept(self, stack: Stack, blocks: int | None) -> int:
-        """What a transformer holds between two stages."""
-        return stack.whole if blocks is None else stack.around + blocks * stack.block
+    def _note(self, component: str, size: int) -> None:
+        if size:
+            self._components[component] = max(size, self._components.get(component, 0))
+
+    def _lora_needs(self, stage: StagePlan) -> LoraNeeds | None:
+        key = transformer_key(stage)
+        if not any(strength for _, strength in key[2]):
+            return None
+        if key not in self._loras:
+            files = self.networks.lora_files(key[2])
+            absent = self.networks.linear_shapes()
+            self._loras[key] = lora_needs(self._parts(*key[:2]).layers, files, absent)
+        return self._loras[key]
 
     def _states(self, number: int) -> tuple[LatentState | None, LatentState | None]:
         stage, traits = self.plan.stages[number], self.traits
@@ -237,11 +274,13 @@ class Needs:
         states = self._states(number)
         passes = len(stage.passes)
         at_once = min(passes, max(1, self.plan.max_batch_size))
+        loras = self._lora_needs(stage)
         run = pass_footprint(
-            str(self.networks.model.path),
+            self._store("transformer"),
             self.networks.dtype,
             tuple(stream_shape(s) for s in states),
             at_once,
+            () if loras is None else loras.ranks,
         )
         latents = sum(s.latent.nbytes for s in states if s is not None)
         floats = latents // self.dtype.size * 4
@@ -249,6 +288,11 @@ class Needs:
         held = self._media_bytes() + self.contexts() + 2 * latents + floats
         earlier = (passes - at_once) * latents
         return held + max(run.peak + earlier, tables + 3 * passes * floats)
+
+    def held(self, number: int) -> int:
+        """What lives while the transformer of a stage is loaded: texts, media, latents."""
+        before = self._latents_bytes(number - 1) if number else 0
+        return self._media_bytes() + self.contexts() + before
 
     def kept_text(self, number: int) -> int:
         """Bytes of the text's keys and values of all blocks, if keeping them for a stage saves work; else 0.
@@ -258,13 +302,13 @@ class Needs:
         """
         stage = self.plan.stages[number]
         streams = (stage.video is not None, stage.audio is not None)
-        network, stack, _, _ = transformer_parts(str(self.networks.model.path), self.networks.dtype, *streams)
-        passes = stage.passes
+        parts = self._parts(*streams)
+        config, passes = parts.network.config, stage.passes
         prompts = 1 + ("uncond" in passes)
-        if network.config.modulated_text and len(passes) == prompts:
+        if config.modulated_text and len(passes) == prompts:
             return 0
-        whole = text_bytes(network.config, CONTEXT_TOKENS, 1, self.dtype.size)
-        return prompts * whole - whole // stack.count
+        whole = text_bytes(config, CONTEXT_TOKENS, 1, self.dtype.size)
+        return prompts * whole - whole // parts.stack.count
 
     # the rest
 
@@ -279,45 +323,61 @@ class Needs:
         audio = sizes.audio_latents * math.prod(traits.audio_latent) if stage.audio else 0
         return (video + audio) * self.dtype.size
 
-    def upsample(self, number: int, kept: int) -> int:
-        """kept: bytes of a transformer that waits for its next stage meanwhile."""
+    def upsample(self, number: int) -> int:
+        """Without a transformer that waits for its next stage meanwhile."""
         stage = self.plan.stages[number]
         assert stage.upsample is not None
-        name = UPSAMPLERS[stage.upsample]
         before = number - 1
-        if self.plan.spatial_upscaler is not None and not self.networks.model.has(name):
-            return 0  # a file of its own, whose size the plan does not know
-        run = self._run(name, self._latent(before), self.dtype)
-        floats = math.prod(self._latent(before)) * 4
-        held = self.contexts() + self._media_bytes() + self._latents_bytes(before) + kept
-        return self.bytes_of(name) + held + run.peak + floats
+        latent = self._latent(before)
+        held = self.contexts() + self._media_bytes() + self._latents_bytes(before)
+        weights, run = self._upsampler(stage.upsample, latent)
+        return weights + held + run.peak + math.prod(latent) * 4
 
-    def decode_video(self, budget: int) -> dict[str, int]:
+    def _upsampler(self, kind: str, latent: tuple[int, ...]) -> tuple[int, Footprint]:
+        """Its weights and its footprint: the model's own, or that of a file in its place."""
+        path = self.plan.spatial_upscaler
+        if path is None:
+            name = UPSAMPLERS[kind]
+            return self.bytes_of(name), self._run(name, latent, self.dtype)
+        weights, run = upsampler_needs(path, kind, self.networks.dtype, latent, self.dtype)
+        self._note(UPSAMPLERS[kind], weights)
+        return weights, run
+
+    def decode_ways(self) -> tuple[DecodeWay, ...]:
+        """From the fastest to the leanest; none if no picture is decoded."""
         if not self.plan.video_out or not self.plan.stages[-1].video:
-            return {}
-        number = len(self.plan.stages) - 1
-        module, dtype = typed_network(str(self.networks.model.path), "video_decoder", self.networks.dtype)
-        weights = self.bytes_of("video_decoder")
-        grid = self.plan.stages[number].shape.latent(self.traits.video_scale)
-        way = decode_way(
-            self.plan.tiling, grid, self.traits.video_scale, module.config, dtype.size, max(0, budget - weights)
-        )
-        tiles = [tile for group in way.plan.groups() for tile in group]
-        if way.chunk:
-            shapes = {self._tile(tile) for tile in tiles}
-            few = {(1, min(s[1], FEW_CHUNKS * way.chunk), *s[2:]) for s in shapes}
-            runs = [self._run("video_decoder", s, self.dtype, chunk=way.chunk) for s in few]
-            peak = max(run.peak for run in runs)
-            first = self._tile(tiles[0])
-            if way.streams:  # the streams of the other tiles wait with the frames that they will read again
-                each = streaming_decode_bytes(module.config, first[2], first[3], dtype.size, way.chunk)
-                peak += (len(tiles) - 1) * each
-        else:
-            peak = max(self._run("video_decoder", self._tile(tile), self.dtype, chunk=0).peak for tile in tiles)
-        if not way.streams and len(tiles) > 1:  # the buffer in which tiles are blended
-            frames = max(span.target.stop - span.target.start for span in way.plan.frames)
-            peak += 2 * frames * way.plan.size[1] * way.plan.size[2] * 3 * dtype.size
-        return {"decode video": weights + self._latents_bytes(number) + peak}
+            return ()
+        return decode_ways(self.plan.tiling, self._last_grid, self.traits.video_scale)
+
+    @property
+    def _last_grid(self) -> LatentShape:
+        return self.plan.stages[-1].shape.latent(self.traits.video_scale)
+
+    def decode_video(self, way: DecodeWay) -> int:
+        """Everything that lives while the picture is decoded in this way."""
+        _, dtype = typed_network(self._store("video_decoder"), self.networks.dtype)
+        plan = way.tile_plan(self._last_grid, self.traits.video_scale)
+        tiles = [tile for group in plan.groups() for tile in group]
+        peak = self._tiles_peak(way.chunk, tiles)
+        if way.streams(plan):
+            peak += (len(tiles) - 1) * self._waiting_stream(way.chunk, tiles[0], dtype)
+        elif len(tiles) > 1:  # the buffer in which tiles are blended
+            frames = max(span.target.stop - span.target.start for span in plan.frames)
+            peak += 2 * frames * plan.size[1] * plan.size[2] * 3 * dtype.size
+        return self.bytes_of("video_decoder") + self._latents_bytes(len(self.plan.stages) - 1) + peak
+
+    def _tiles_peak(self, chunk: int, tiles: Sequence[Tile]) -> int:
+        """Of the one tile that is decoded at a time."""
+        shapes = {self._tile(tile) for tile in tiles}
+        if chunk:
+            shapes = {(1, min(s[1], FEW_CHUNKS * chunk), *s[2:]) for s in shapes}
+        return max(self._run("video_decoder", s, self.dtype, chunk=chunk).peak for s in shapes)
+
+    def _waiting_stream(self, chunk: int, tile: Tile, dtype: mx.Dtype) -> int:
+        """Of a tile's stream while another one runs: the frames that it will read again."""
+        module, _ = typed_network(self._store("video_decoder"), self.networks.dtype)
+        height, width = self._tile(tile)[2:4]
+        return streaming_decode_bytes(module.config, height, width, dtype.size, chunk)
 
     def _tile(self, tile: Tile) -> tuple[int, ...]:
         sizes = [s.stop - s.start for s in tile.source]
@@ -331,7 +391,7 @@ class Needs:
         bins, channels = self.traits.audio_latent
         held = self._latents_bytes(len(self.plan.stages) - 1)
         mel = self._run("audio_decoder", (1, count, bins, channels), self.dtype)
-        _, decoder_dtype = typed_network(str(self.networks.model.path), "audio_decoder", self.networks.dtype)
+        _, decoder_dtype = typed_network(self._store("audio_decoder"), self.networks.dtype)
         shape = (1, 4 * count - 3, mel.result // decoder_dtype.size // 2 // (4 * count - 3), 2)
         sound = self._run("vocoder", shape, decoder_dtype)
         first = self.bytes_of("audio_decoder") + mel.peak

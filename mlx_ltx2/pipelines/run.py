@@ -22,12 +22,14 @@ from mlx_ltx2.memory import (
     memory_is_short,
     phase,
 )
-from mlx_ltx2.pipelines.budget import MemoryPlan, transformer_key
+from mlx_ltx2.pipelines.budget import MemoryPlan
+from mlx_ltx2.pipelines.needs import TransformerKey, transformer_key
 from mlx_ltx2.pipelines.plan import Plan
 from mlx_ltx2.progress import Progress, SilentProgress
+from mlx_ltx2.shapes import LatentShape
 from mlx_ltx2.stages.check_media import check_media
 from mlx_ltx2.stages.decode_audio import decode_audio
-from mlx_ltx2.stages.decode_video import decode_video
+from mlx_ltx2.stages.decode_video import decode_video, decode_ways
 from mlx_ltx2.stages.denoise import Guided, denoise, started
 from mlx_ltx2.stages.encode_media import Media, encode_audio, encode_video_inputs, known_latents, read_recording
 from mlx_ltx2.stages.encode_text import encode_text
@@ -136,8 +138,8 @@ class Run:
         transformers = _Transformers(self.networks, self.session.progress, self.memory)
         video = audio = shipped = None
         for number, stage in enumerate(self.plan.stages):
-            if self.memory.reload and stage.upsample:
-                transformers.free()
+            if stage.upsample:
+                transformers.make_room(stage)
             video = self._upsampled(video, stage)
             guided = Guided(positive, negative, *stage.guidance, self.plan.max_batch_size)
             video, audio = self._denoise(number, transformers(stage), guided, media, (video, audio))
@@ -186,15 +188,15 @@ class Run:
         source = self.source if self.source is not None and self.source.has_frames else None
         if source is not None and not _decodes(self.plan):
             return kept_frames(source)
+        grid, scale = LatentShape(*latents.video.shape[1:4]), self.traits.video_scale
         decoded = decode_video(
             latents.video,
             lambda: self.networks.load("video_decoder"),
-            self.plan.tiling,
+            self.memory.decode or decode_ways(self.plan.tiling, grid, scale)[0],
             NoiseSource(self.plan.seed, len(self.plan.stages)),
-            self.traits.video_scale,
+            scale,
             self.session.progress,
             self.session.report,
-            self.memory.decode_budget,
             end=None if source is None else source.use.made[1],
         )
         return decoded if source is None else splice_frames(decoded, source)
@@ -369,7 +371,7 @@ class _Transformers:
         self._networks = networks
         self._memory = memory
         self._say = progress.note
-        self._key: tuple[bool, bool, tuple[tuple[str, float], ...]] | None = None
+        self._key: TransformerKey | None = None
         self._resident: Resident | None = None
 
     def __call__(self, stage: StagePlan) -> Resident:
@@ -380,12 +382,20 @@ class _Transformers:
             self._resident = Resident(lambda: self._load(key))
         return self._resident
 
-    def _load(self, key: tuple[bool, bool, tuple[tuple[str, float], ...]]) -> Any:
+    def make_room(self, following: StagePlan) -> None:
+        """Before other work: free the transformer if the stage that follows cannot use it, or if
+        the plan found no room for both."""
+        if self._memory.reload or transformer_key(following) != self._key:
+            self.free()
+
+    def _load(self, key: TransformerKey) -> Any:
         every, blocks = self._memory.evaluate_every, self._memory.resident_blocks
         network = self._networks.load_transformer(
             video=key[0], audio=key[1], loras=key[2], say=self._say, resident_blocks=blocks
         )
-        return network if isinstance(network, StreamedTransformer) else PacedTransformer(materialised(network), every)
+        if isinstance(network, StreamedTransformer):
+            return network
+        return PacedTransformer(materialised(network), every)
 
     def free(self) -> None:
         if self._resident is not None:

@@ -1,16 +1,19 @@
 """Sizes and footprints of a model's networks, from headers and shapes alone.
 
 Weights are counted from the files' headers; everything else is the footprint of the very networks at the sizes asked
-for (see `mlx_ltx2.footprint`), so the numbers follow the code and the backend. They are kept per model and shape.
+for (see `mlx_ltx2.footprint`), so the numbers follow the code and the backend. They are kept per shape and
+files, so that a model that was converted anew is read anew.
 """
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import mlx.core as mx
@@ -24,13 +27,25 @@ from mlx_ltx2.models.text.gemma import hidden_states
 from mlx_ltx2.models.text.projections import CONTEXT_TOKENS
 from mlx_ltx2.models.transformer import Transformer
 from mlx_ltx2.models.video_vae.streaming import stream_decode
+from mlx_ltx2.pipelines.lora_needs import LayerSize
+from mlx_ltx2.pipelines.stack import Stack
 from mlx_ltx2.stages.decode_video import to_uint8
 from mlx_ltx2.stages.enhance import IMAGE_TO_VIDEO, PREFILL_TOKENS, TEXT_TO_VIDEO
 from mlx_ltx2.states import LatentState, Modality
+from mlx_ltx2.weights.header import Header, TensorInfo
 from mlx_ltx2.weights.index import ModelFolder
 from mlx_ltx2.weights.load import bare_component
+from mlx_ltx2.weights.lora import (
+    QuantizedLinearWithLora,
+    layer_at,
+    linear_layers,
+    linear_shape,
+    put_layer,
+)
+from mlx_ltx2.weights.stamp import FileStamp, folder_stamp
 from mlx_ltx2.weights.streaming import BLOCKS, split_by_block
 from mlx_ltx2.weights.text_encoder import bare_text_encoder
+from mlx_ltx2.weights.upsampler_file import bare_upsampler_file
 
 LIVE_COPIES = 12
 """Arrays of a layer's size that live at a time; 10 to 12 were seen in transformers of this kind."""
@@ -45,28 +60,28 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A network of equal blocks. around: weights outside them. block: the largest one, as computed in."""
+class Stored:
+    """A component as it lies on the disk now; unequal as soon as one of its files is another.
 
-    around: int
-    block: int
-    count: int
+    path: of the model, or of the text encoder's own folder.
+    """
 
-    @property
-    def whole(self) -> int:
-        return self.around + self.count * self.block
+    path: Path
+    name: str
+    stamp: tuple[FileStamp, ...]
 
-    def with_resident(self, kept: int | None) -> int:
-        """Weights in memory if `kept` blocks stay and the others come in turn, the next one beside the current one."""
-        if kept is None or kept + 2 >= self.count:
-            return self.whole
-        return self.around + (kept + 2) * self.block
+    @classmethod
+    def of(cls, model: ModelFolder, name: str) -> Stored:
+        """Raises: WeightsError if the model has no such component."""
+        return cls(model.path, name, folder_stamp(model.folder(name)))
 
-    def fitting(self, room: int) -> int | None:
-        """How many blocks can stay in `room` bytes; -1 if not even two fit, None if all do."""
-        if self.whole <= room:
-            return None
-        return max(-1, min(self.count - 3, (room - self.around) // max(1, self.block) - 2))
+    @classmethod
+    def text_encoder(cls, folder: Path) -> Stored:
+        return cls(folder, "text_encoder", folder_stamp(folder))
+
+    def bare(self, **streams: bool) -> tuple[nn.Module, dict[str, tuple[Header, TensorInfo]]]:
+        """As `bare_component`."""
+        return bare_component(ModelFolder.open(self.path), self.name, **streams)
 
 
 @dataclass(frozen=True)
@@ -90,12 +105,12 @@ def stream_shape(state: LatentState | None) -> StreamShape | None:
 
 
 @lru_cache(maxsize=64)
-def typed_network(path: str, name: str, dtype: mx.Dtype | None) -> tuple[Any, mx.Dtype]:
+def typed_network(stored: Stored, dtype: mx.Dtype | None) -> tuple[Any, mx.Dtype]:
     """A network without data whose parameters have their stored types, and the type of most of its weights.
 
     Statistics and single numbers may have another one.
     """
-    module, wanted = bare_component(ModelFolder.open(path), name)
+    module, wanted = stored.bare()
     _give_types(module, {n: _DTYPES[info.dtype] for n, (_, info) in wanted.items()}, dtype)
     counts: Counter[mx.Dtype] = Counter()
     for _, array in _flat(module):
@@ -122,50 +137,75 @@ def _size(module: nn.Module) -> int:
 
 
 @lru_cache(maxsize=64)
-def weight_bytes(path: str, name: str, dtype: mx.Dtype | None) -> int:
+def weight_bytes(stored: Stored, dtype: mx.Dtype | None) -> int:
     """Bytes of a network's weights as they are computed in."""
-    return _size(typed_network(path, name, dtype)[0])
+    return _size(typed_network(stored, dtype)[0])
+
+
+_turn = RLock()
+"""A traced network is given arrays without data meanwhile; a second thread that plans waits."""
 
 
 def network_footprint(module: nn.Module, call: Callable[..., Any], *inputs: mx.array) -> Footprint:
-    """Footprint of call(evaluate, module, *inputs), whose arrays need no data, beyond weights and inputs.
+    """Footprint of call(evaluate, module, *inputs), whose arrays need no data, beyond weights,
+    LoRAs beside them and inputs.
 
     Where MLX cannot describe the graph, so many bytes as it takes to hold `LIVE_COPIES` of the widest layer's output.
     """
     flat = _flat(module)
     names = [name for name, _ in flat]
+    branched = [m for _, m in module.named_modules() if isinstance(m, QuantizedLinearWithLora)]
+    beside = [layer.branch for layer in branched]
+    weights = [array for _, array in flat] + [array for pair in beside for array in pair]
+
+    def give(arrays: Sequence[mx.array]) -> None:
+        module.load_weights(list(zip(names, arrays[: len(names)], strict=True)), strict=True)
+        own = iter(arrays[len(names) :])
+        for layer in branched:
+            layer.give_branch(next(own), next(own))
 
     def run(evaluate: Callable[..., None], *arrays: mx.array) -> Any:
-        module.load_weights(list(zip(names, arrays[: len(names)], strict=True)), strict=True)
-        return call(evaluate, module, *arrays[len(names) :])
+        give(arrays[: len(weights)])
+        return call(evaluate, module, *arrays[len(weights) :])
 
-    try:
-        return footprint(run, *(array for _, array in flat), *inputs, staged=True)
-    except UntraceableError:
-        widest = max((array.shape[-1] for _, array in flat if array.ndim >= 2), default=1)
-        rows = max(array.size // array.shape[-1] for array in inputs)
-        nbytes = rows * widest * inputs[0].dtype.size
-        return Footprint(LIVE_COPIES * nbytes, sum(array.nbytes for array in inputs))
-    finally:
-        module.load_weights(flat, strict=True)
+    with _turn:
+        try:
+            return footprint(run, *weights, *inputs, staged=True)
+        except UntraceableError:
+            widest = max((array.shape[-1] for _, array in flat if array.ndim >= 2), default=1)
+            rows = max(array.size // array.shape[-1] for array in inputs)
+            nbytes = rows * widest * inputs[0].dtype.size
+            return Footprint(LIVE_COPIES * nbytes, sum(array.nbytes for array in inputs))
+        finally:
+            give(weights)
 
 
 @lru_cache(maxsize=256)
 def component_footprint(
-    path: str, name: str, cast: mx.Dtype | None, shape: tuple[int, ...], dtype: mx.Dtype, extra: tuple[Any, ...]
+    stored: Stored, cast: mx.Dtype | None, shape: tuple[int, ...], dtype: mx.Dtype, extra: tuple[Any, ...]
 ) -> Footprint:
     """Of a component on one array, samples (1, N, 2) for the audio encoder. extra: (("only", stream),) for the text
     projections, (("chunk", frames),) for the video decoder."""
-    module, _ = typed_network(path, name, cast)
+    module, _ = typed_network(stored, cast)
     options = dict(extra)
 
     def call(evaluate: Callable[..., None], module: Any, x: mx.array) -> Any:
-        if name == "video_decoder":
+        if stored.name == "video_decoder":
             return _decoded(evaluate, module, x, options["chunk"])
-        result = module(log_mel(x, module.config) if name == "audio_encoder" else x)
+        result = module(log_mel(x, module.config) if stored.name == "audio_encoder" else x)
         return getattr(result, options["only"]) if "only" in options else result
 
     return network_footprint(module, call, mx.zeros(shape, dtype))
+
+
+def upsampler_needs(
+    path: str, kind: str, cast: mx.Dtype | None, shape: tuple[int, ...], dtype: mx.Dtype
+) -> tuple[int, Footprint]:
+    """Weights and footprint of an upsampler in a file of its own, on latents of this shape."""
+    module, header = bare_upsampler_file(path, kind)
+    _give_types(module, {n: _DTYPES[info.dtype] for n, info in header.tensors.items()}, cast)
+    run = network_footprint(module, lambda _, network, x: network(x), mx.zeros(shape, dtype))
+    return _size(module), run
 
 
 def _decoded(evaluate: Callable[..., None], decoder: Any, latent: mx.array, chunk: int) -> list[mx.array]:
@@ -181,29 +221,46 @@ def _decoded(evaluate: Callable[..., None], decoder: Any, latent: mx.array, chun
     return []
 
 
+@dataclass(frozen=True)
+class TransformerParts:
+    """What a plan knows of a transformer. network: of few blocks, without data. stack: sizes of the
+    whole one. layers: what a LoRA can change, by name, in the network's order.
+    """
+
+    network: Any
+    stack: Stack
+    dtype: mx.Dtype
+    layers: Mapping[str, LayerSize]
+
+
 @lru_cache(maxsize=16)
-def transformer_parts(
-    path: str, cast: mx.Dtype | None, video: bool, audio: bool
-) -> tuple[Any, Stack, list[str], mx.Dtype]:
-    """A transformer of few blocks without data, the sizes of the whole one, and its type."""
-    module, wanted = bare_component(ModelFolder.open(path), "transformer", video=video, audio=audio)
+def transformer_parts(stored: Stored, cast: mx.Dtype | None, video: bool, audio: bool) -> TransformerParts:
+    """Of the stored transformer with these streams. cast: as it is computed in; None = as stored."""
+    module, wanted = stored.bare(video=video, audio=audio)
     network: Any = module
     _give_types(network, {n: _DTYPES[info.dtype] for n, (_, info) in wanted.items()}, cast)
     count = len(network.transformer_blocks)
     blocks, around = split_by_block(wanted, BLOCKS, count)
     sizes = {name: array.nbytes for name, array in _flat(network)}
     stack = Stack(sum(sizes[n] for n in around), max(sum(sizes[n] for n in block) for block in blocks), count)
+    layers = {name: LayerSize.of(layer) for name, layer in linear_layers(network).items()}
     network.transformer_blocks = network.transformer_blocks[:TRACED_BLOCKS]
-    return network, stack, around, network.dtype
+    return TransformerParts(network, stack, network.dtype, layers)
 
 
 @lru_cache(maxsize=256)
 def pass_footprint(
-    path: str, cast: mx.Dtype | None, streams: tuple[StreamShape | None, ...], at_once: int
+    stored: Stored,
+    cast: mx.Dtype | None,
+    streams: tuple[StreamShape | None, ...],
+    at_once: int,
+    ranks: tuple[tuple[str, int], ...] = (),
 ) -> Footprint:
-    """Of one pass and the tables that outlive it."""
+    """Of one pass and the tables that outlive it. ranks: of LoRAs beside the layers of these names,
+    those of the blocks counted from "transformer_blocks.*"."""
     video, audio = streams
-    network, _, _, dtype = transformer_parts(path, cast, video is not None, audio is not None)
+    parts = transformer_parts(stored, cast, video is not None, audio is not None)
+    network, dtype = parts.network, parts.dtype
     configs = (network.config.video, network.config.audio)
     inputs = []
     for stream, config in zip(streams, configs, strict=True):
@@ -222,13 +279,32 @@ def pass_footprint(
         tables = [t for r in vars(rope).values() if r is not None for t in vars(r).values() if isinstance(t, mx.array)]
         return [x for x in network(*modalities, rope=rope) if x is not None] + tables
 
-    return network_footprint(copy.copy(network), call, *inputs)
+    with _turn, _branches(network, ranks):
+        return network_footprint(network, call, *inputs)
+
+
+@contextlib.contextmanager
+def _branches(network: Any, ranks: Sequence[tuple[str, int]]) -> Iterator[None]:
+    """LoRAs without data beside these layers."""
+    plain: dict[str, Any] = {}
+    for pattern, rank in ranks:
+        for index in range(len(network.transformer_blocks) if "*" in pattern else 1):
+            name = pattern.replace("*", str(index))
+            plain[name] = layer_at(network, name)
+            outputs, inputs = linear_shape(plain[name])
+            down, up = mx.zeros((rank, inputs)), mx.zeros((outputs, rank))
+            put_layer(network, name, QuantizedLinearWithLora(plain[name], down, up))
+    try:
+        yield
+    finally:
+        for name, layer in plain.items():
+            put_layer(network, name, layer)
 
 
 def _modality(stream: StreamShape, axes: int, latent: mx.array, context: mx.array) -> Modality:
     count = len(latent)
     levels = np.repeat(np.linspace(1, 0, len(stream.runs), dtype=np.float32)[None], count, axis=0)
-    mask = mx.zeros((count, stream.tokens, stream.tokens)) if stream.masked else None
+    mask = mx.zeros((1, stream.tokens, stream.tokens)) if stream.masked else None
     return Modality(
         latent=latent,
         sigma=np.ones(count, np.float32),
@@ -241,10 +317,10 @@ def _modality(stream: StreamShape, axes: int, latent: mx.array, context: mx.arra
 
 
 @lru_cache(maxsize=16)
-def enhance_room(folder: str, prompt: str, from_image: bool, new_tokens: int) -> int:
+def enhance_room(stored: Stored, prompt: str, from_image: bool, new_tokens: int) -> int:
     """Highest use of a text encoder beside its weights while it writes a prompt out: keys, values, one part's pass."""
     bare: Any
-    bare, places, tokenizer = bare_text_encoder(folder)
+    bare, places, tokenizer = bare_text_encoder(stored.path)
     types = {n: mx.bfloat16 if info.dtype == "F16" else _DTYPES[info.dtype] for n, (_, _, info) in places.items()}
     _give_types(bare, types, None)
     turn = tokenizer.chat(IMAGE_TO_VIDEO if from_image else TEXT_TO_VIDEO, f"user prompt: {prompt.strip()}")
@@ -289,10 +365,10 @@ class TextNeeds:
 
 
 @lru_cache(maxsize=16)
-def text_needs(folder: str, prompts: tuple[str, ...]) -> TextNeeds:
+def text_needs(stored: Stored, prompts: tuple[str, ...]) -> TextNeeds:
     """Of a text encoder that encodes these prompts."""
     bare: Any
-    bare, places, tokenizer = bare_text_encoder(folder)
+    bare, places, tokenizer = bare_text_encoder(stored.path)
     types = {n: mx.bfloat16 if info.dtype == "F16" else _DTYPES[info.dtype] for n, (_, _, info) in places.items()}
     _give_types(bare, types, None)
     gemma = bare.model

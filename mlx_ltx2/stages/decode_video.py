@@ -1,7 +1,8 @@
 """Video latents -> frames, handed on as they are done.
 
-By default a clip is one exact stream over time, untiled; a budget that this does not fit gets the release's tiles, each
-of them a stream of its own. Tiles that leave time whole advance together.
+By default a clip is one exact stream over time, untiled; where that does not fit, the release's
+tiles, each of them a stream of its own. Tiles that leave time whole advance together. Which way is
+taken is decided with the plan (`pipelines.budget`), by what each would need.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from mlx_ltx2.diffusion.tiles import (
     tiles_for,
 )
 from mlx_ltx2.memory import PeakReport, phase, resident
-from mlx_ltx2.models.video_vae import VideoDecoder, VideoVAEConfig
-from mlx_ltx2.models.video_vae.streaming import CHUNK, stream_decode, streaming_decode_bytes
+from mlx_ltx2.models.video_vae import VideoDecoder
+from mlx_ltx2.models.video_vae.streaming import CHUNK, stream_decode
 from mlx_ltx2.progress import Progress
 from mlx_ltx2.shapes import LatentShape, VideoScale
 from mlx_ltx2.stages.sanity import Flatness, refuse_non_finite
@@ -34,15 +35,36 @@ from mlx_ltx2.stages.sanity import Flatness, refuse_non_finite
 
 @dataclass(frozen=True)
 class DecodeWay:
-    """How a clip is decoded. chunk: frames that a block is fed at a time; 0 = each tile in one piece."""
+    """How a clip is decoded; a plan's record says it, and the run does it.
 
-    plan: TilePlan
+    tiles: None = the whole picture at once. chunk: frames that a block is fed at a time; 0 = each
+    tile in one piece.
+    """
+
+    tiles: TileSize | None
     chunk: int
 
-    @property
-    def streams(self) -> bool:
+    def tile_plan(self, latent: LatentShape, scale: VideoScale) -> TilePlan:
+        """Raises: RequestError if sizes do not lie on the latent grid."""
+        return decode_plan(latent, self.tiles, scale)
+
+    def streams(self, plan: TilePlan) -> bool:
         """Whether frames come out while the latents are still being read."""
-        return self.chunk > 0 and len(self.plan.frames) == 1
+        return self.chunk > 0 and len(plan.frames) == 1
+
+    def text(self) -> str:
+        """For a person: "untiled, 4 frames at a time"."""
+        where = "untiled"
+        if self.tiles is not None:
+            sizes = [f"{n} {unit}" for n, unit in self._sizes() if n]
+            where = f"in tiles of {', '.join(sizes)}"
+        if not self.chunk:
+            return f"{where}, in one piece"
+        return f"{where}, {self.chunk} frame{'s' if self.chunk > 1 else ''} at a time"
+
+    def _sizes(self) -> tuple[tuple[int, str], ...]:
+        tiles = self.tiles or TileSize()
+        return (tiles.width, "columns"), (tiles.height, "rows"), (tiles.frames, "frames")
 
 
 def tile_size(tiling: Mapping[str, Any], latent: LatentShape, scale: VideoScale) -> TileSize | None:
@@ -65,66 +87,51 @@ def to_uint8(pixels: mx.array) -> mx.array:
     return (mx.clip((pixels.astype(mx.float32) + 1) / 2, 0, 1) * 255).astype(mx.uint8)
 
 
-def decode_way(
-    tiling: Mapping[str, Any],
-    latent: LatentShape,
-    scale: VideoScale,
-    config: VideoVAEConfig,
-    itemsize: int,
-    budget_bytes: int | None = None,
-) -> DecodeWay:
-    """Decide tiles and chunk of a decode.
+def decode_ways(tiling: Mapping[str, Any], latent: LatentShape, scale: VideoScale) -> tuple[DecodeWay, ...]:
+    """The ways that a tiling allows, from the fastest to the leanest; the first that fits is taken.
 
-    Mode "auto" without sizes: untiled in chunks of `CHUNK` frames; of 1 frame if that does not fit the budget; the
-    release's tiles, 1 frame at a time, if that does not fit either. "none": in one piece. Others: their tiles.
-    itemsize: bytes of a weight. budget_bytes: for all but weights; None = no limit.
-    Raises: RequestError if sizes do not lie on the latent grid.
+    Mode "auto" without sizes: untiled in chunks of `CHUNK` frames, then of 1 frame, then the
+    release's tiles, 1 frame at a time. "none": in one piece. Others: their tiles.
+    Raises: RequestError for a mode that does not exist.
     """
     tiles = tile_size(tiling, latent, scale)
-    chunk = 0 if tiling["mode"] == "none" and tiles is None else CHUNK
-    if tiling["mode"] == "auto" and tiles is None and budget_bytes is not None:
-
-        def fits(chunk: int) -> bool:
-            return streaming_decode_bytes(config, latent.height, latent.width, itemsize, chunk) <= budget_bytes
-
-        if not fits(chunk):
-            chunk = 1
-        if not fits(chunk):
-            tiles = automatic_tiles(latent.pixels(scale=scale), scale)
-    return DecodeWay(decode_plan(latent, tiles, scale), chunk)
+    if tiles is not None:
+        return DecodeWay(tiles, CHUNK), DecodeWay(tiles, 1)
+    if tiling["mode"] == "none":
+        return (DecodeWay(None, 0),)
+    smaller = automatic_tiles(latent.pixels(scale=scale), scale)
+    return DecodeWay(None, CHUNK), DecodeWay(None, 1), DecodeWay(smaller, 1)
 
 
 def decode_video(
     latent: mx.array,
     load_decoder: Callable[[], VideoDecoder],
-    tiling: Mapping[str, Any],
+    way: DecodeWay,
     noise: NoiseSource,
     scale: VideoScale,
     progress: Progress,
     report: PeakReport,
-    budget_bytes: int | None = None,
     end: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield uint8 (f, H, W, 3) stretches in order; the decoder lives until the last one was taken.
 
-    latent: (1, F, H, W, C) normalised. tiling, budget_bytes: see `decode_way`. noise: for decoders that are conditioned
+    latent: (1, F, H, W, C) normalised. way: one of `decode_ways`. noise: for decoders that are conditioned
     on a timestep; drawn once for the whole clip, so that tiles agree with each other and with an untiled decode.
     end: frames from this one on are not needed; the stretch that reaches it is the last.
     Raises: LTX2Error if the decoder computes no numbers, or the same one everywhere.
     """
-    shape = LatentShape(*latent.shape[1:4])
+    plan = way.tile_plan(LatentShape(*latent.shape[1:4]), scale)
+    streams = way.streams(plan)
     with phase("decode video", report), resident(load_decoder) as decoder:
-        itemsize = decoder.conv_in.conv.weight.dtype.size
-        way = decode_way(tiling, shape, scale, decoder.config, itemsize, budget_bytes)
-        end = way.plan.size[0] if end is None else min(end, way.plan.size[0])
-        total, unit = (end, "frame") if way.streams else (len(way.plan), "tile")
+        end = plan.size[0] if end is None else min(end, plan.size[0])
+        total, unit = (end, "frame") if streams else (len(plan), "tile")
         with progress.phase("decode video", total, unit) as advance:
             flatness, given = Flatness(), 0
-            for chunk in _chunks(decoder, latent, noise, way, advance):
+            for chunk in _chunks(decoder, latent, noise, way.chunk, plan, advance):
                 refuse_non_finite(chunk, "the video decoder")
                 flatness.look(chunk)
                 yield np.array(to_uint8(chunk)[0])
-                if way.streams:
+                if streams:
                     advance(min(chunk.shape[1], end - given))
                 given += chunk.shape[1]
                 if given >= end:
@@ -137,7 +144,8 @@ def _chunks(
     decoder: VideoDecoder,
     latent: mx.array,
     noise: NoiseSource,
-    way: DecodeWay,
+    chunk: int,
+    plan: TilePlan,
     advance: Callable[[int], None],
 ) -> Iterator[mx.array]:
     drawn: mx.array | None = None
@@ -147,8 +155,8 @@ def _chunks(
     def start(tile: Tile) -> Iterator[mx.array]:
         part = (slice(None), *tile.source)
         own = None if drawn is None else drawn[part]
-        if way.chunk:
-            yield from stream_decode(decoder, latent[part], evaluate=mx.eval, noise=own, chunk=way.chunk)
+        if chunk:
+            yield from stream_decode(decoder, latent[part], evaluate=mx.eval, noise=own, chunk=chunk)
         else:
             yield decoder(latent[part], noise=own)
 
@@ -159,7 +167,7 @@ def _chunks(
         advance(1)
         return whole
 
-    if not way.streams:
-        yield from run_tiles(way.plan, run, latent.dtype)
-        return
-    yield from run_streams(way.plan, start, latent.dtype)
+    if chunk and len(plan.frames) == 1:
+        yield from run_streams(plan, start, latent.dtype)
+    else:
+        yield from run_tiles(plan, run, latent.dtype)

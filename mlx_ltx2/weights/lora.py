@@ -30,6 +30,7 @@ from mlx_ltx2.weights.lora_keys import (
     layer_names,
     read_lora,
 )
+from mlx_ltx2.weights.stamp import FileStamp, file_stamp
 
 Say = Callable[[str], None]
 Shape = tuple[int, int]
@@ -250,17 +251,25 @@ def with_update(layer: nn.Module, parts: Sequence[tuple[mx.array, mx.array, floa
 
     parts: (down (rank, inputs), up (outputs, rank), factor), float32.
     """
-    down = mx.concatenate([a for a, _, _ in parts])
-    up = mx.concatenate([b * factor for _, b, factor in parts], axis=1)
+    down, up = joined(parts)
     if isinstance(layer, nn.QuantizedLinear):
-        branched = QuantizedLinearWithLora(layer, down, up)
-        mx.eval(branched._lora_down, branched._lora_up)
-        return branched
-    weight = layer.weight
-    layer.weight = turned(mx.addmm(weight.astype(mx.float32), up, down).astype(weight.dtype))
-    del weight
+        beside = QuantizedLinearWithLora(layer, down, up)
+        mx.eval(beside.branch)
+        return beside
+    layer.weight = fused_weight(layer.weight, down, up)
     mx.eval(layer.weight)
     return layer
+
+
+def joined(parts: Sequence[tuple[mx.array, mx.array, float]]) -> tuple[mx.array, mx.array]:
+    """All updates of a layer as one pair: down (ranks, inputs), up (outputs, ranks)."""
+    down = mx.concatenate([a for a, _, _ in parts])
+    return down, mx.concatenate([b * factor for _, b, factor in parts], axis=1)
+
+
+def fused_weight(weight: mx.array, down: mx.array, up: mx.array) -> mx.array:
+    """(outputs, inputs) weight + up @ down, summed in float32 and rounded once to the weight's type."""
+    return turned(mx.addmm(weight.astype(mx.float32), up, down).astype(weight.dtype))
 
 
 class QuantizedLinearWithLora(QuantizedLinear):
@@ -274,15 +283,25 @@ class QuantizedLinearWithLora(QuantizedLinear):
         nn.Module.__init__(self)  # the base's own would draw and quantize a weight
         self.__dict__.update(base.__dict__)
         dict.update(self, base)
-        dtype = _activation_dtype(base)
+        dtype = branch_dtype(base)
         self._lora_down = down.astype(dtype)
         self._lora_up = up.astype(dtype)
+
+    @property
+    def branch(self) -> tuple[mx.array, mx.array]:
+        """down (rank, inputs) and up (outputs, rank)."""
+        return self._lora_down, self._lora_up
+
+    def give_branch(self, down: mx.array, up: mx.array) -> None:
+        """Other arrays in place of `branch`."""
+        self._lora_down, self._lora_up = down, up
 
     def __call__(self, x: mx.array) -> mx.array:
         return mx.addmm(super().__call__(x), x @ self._lora_down.T, self._lora_up.T)
 
 
-def _activation_dtype(layer: nn.QuantizedLinear) -> mx.Dtype:
+def branch_dtype(layer: nn.QuantizedLinear) -> mx.Dtype:
+    """Type in which a LoRA beside a quantized layer is kept and computed: that of the activations."""
     for name in ("bias", "scales"):
         array = layer.get(name)
         if array is not None and mx.issubdtype(array.dtype, mx.floating):
@@ -334,7 +353,7 @@ def put_layer(network: Any, name: str, layer: nn.Module) -> None:
     owner[int(last) if isinstance(owner, list) else last] = layer
 
 
-_hashes: dict[tuple[str, int, int], str] = {}
+_hashes: dict[tuple[str, FileStamp], str] = {}
 
 
 def lora_hash(path: str | Path) -> str:
@@ -347,8 +366,7 @@ def lora_hash(path: str | Path) -> str:
     if real.parent.name == "blobs" and len(real.name) == 64:
         return real.name
     try:
-        status = real.stat()
-        key = (str(real), status.st_mtime_ns, status.st_size)
+        key = (str(real), file_stamp(real))
         if key not in _hashes:
             with real.open("rb") as file:
                 _hashes[key] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -108,8 +108,8 @@ class Networks:
         resident_blocks: keep so many blocks and read the others at every use; None keeps all.
         """
         say = say or self.say
-        files = [(self._lora(path, say) if strength else Path(path), strength) for path, strength in loras]
-        absent = self._linear_shapes() if files else ()
+        files = self.lora_files(loras, say)
+        absent = self.linear_shapes() if files else ()
         streams: dict[str, Any] = {"dtype": self.dtype, "video": video, "audio": audio}
         if resident_blocks is None:
             network: Any = load_component(self.model, "transformer", **streams)
@@ -129,7 +129,7 @@ class Networks:
         """
         shapes: dict[str, Shape] = {}
         for path in dict.fromkeys(loras):
-            shapes = shapes or self._linear_shapes()
+            shapes = shapes or self.linear_shapes()
             match_lora(read_lora(self._lora(path, self.say)), 1.0, shapes)
 
     def lora_hashes(self, loras: Iterable[str]) -> dict[str, str]:
@@ -160,7 +160,16 @@ class Networks:
             )
         return file
 
-    def _linear_shapes(self) -> dict[str, Shape]:
+    def lora_files(self, loras: Iterable[tuple[str, float]], say: Say | None = None) -> list[tuple[Path, float]]:
+        """Files of (file, folder or hub id, strength); one of strength 0 is not looked for.
+
+        Raises: WeightsError if one is not there, or is of another generation by its name.
+        """
+        named = list(loras)
+        return [(self._lora(p, say or self.say) if s else Path(p), s) for p, s in named]
+
+    def linear_shapes(self) -> dict[str, Shape]:
+        """(outputs, inputs) of the stored transformer's Linear layers, those of both streams."""
         tensors = {n: info.shape for n, (_, info) in read_shards(self.model.folder("transformer")).items()}
         stored = self.model.config("transformer").get("quantization") or {}
         return stored_shapes(tensors, stored.get("group_size"))

@@ -26,15 +26,21 @@ def check_upsampler_file(path: str | Path, kind: str) -> None:
 
 def load_upsampler_file(path: str | Path, kind: str, dtype: mx.Dtype | None = None) -> LatentUpsampler:
     """The upsampler of an official file, its weights not yet evaluated; raises as `check_upsampler_file` does."""
-    header, config = _checked(path, kind)
-    network = LatentUpsampler(config)
-    given = {name: mlx_shape(name, info.shape) for name, info in header.tensors.items()}
-    check_tensors(parameter_shapes(network), given, str(header.path))
+    network, header = bare_upsampler_file(path, kind)
     loaded: Any = mx.load(str(header.path))
     arrays = [(name, to_mlx_layout(name, array)) for name, array in loaded.items()]
     network.load_weights([(n, a if dtype is None else a.astype(dtype)) for n, a in arrays], strict=True)
     network.eval()
     return network
+
+
+def bare_upsampler_file(path: str | Path, kind: str) -> tuple[LatentUpsampler, Header]:
+    """The network without weights and the file's header; raises as `check_upsampler_file` does."""
+    header, config = _checked(path, kind)
+    network = LatentUpsampler(config)
+    given = {name: mlx_shape(name, info.shape) for name, info in header.tensors.items()}
+    check_tensors(parameter_shapes(network), given, str(header.path))
+    return network, header
 
 
 def _checked(path: str | Path, kind: str) -> tuple[Header, UpsamplerConfig]:

@@ -161,13 +161,13 @@ def clip_of(noise: NoiseSource):
     return video, states.add_noise(audio, noise.normal("audio", audio.latent.shape))
 
 
-def guided_run(generation: str, kept: Kept | None, evaluate=mx.eval):
+def guided_run(generation: str, kept: Kept | None, evaluate=mx.eval, at_once: int = 1):
     channels = {"in_channels": 6, "audio_in_channels": 6, "audio_out_channels": 6}
     network = build({"transformer": section(generation, **channels)})
     load_official(network, official_weights(network, 3))
     widths = (12, 12) if generation == "19B" else (32, 16)
     contexts = [TextContext(*(mx.random.normal((1, 4, w), key=mx.random.key(i)) for w in widths)) for i in range(2)]
-    evaluator = Evaluator(network, lambda v, a: replace(network.rope(v, a, mx.float32), kept=kept))
+    evaluator = Evaluator(network, lambda v, a: replace(network.rope(v, a, mx.float32), kept=kept), at_once)
     params = GuidanceParams(cfg=3.0, stg=1.0, stg_blocks=(1,), modality=2.0)
     denoiser = GuidedDenoiser(evaluator, *contexts, video=params, audio=params)
     noise = NoiseSource(1)
@@ -185,6 +185,40 @@ def test_a_guided_run_is_the_same_with_and_without_what_it_keeps(generation: str
         assert mx.array_equal(a.latent, b.latent)
     # 3 steps of 4 passes, 2 blocks, 2 streams; two prompts, and in LTX-2.3 at each of three noise levels.
     assert plain_calls == 48 and len(made) - plain_calls == (8 if generation == "19B" else 24)
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize("at_once", [2, 3, 4])
+@pytest.mark.parametrize("text", ["clip", "block"])
+def test_passes_that_run_together_find_what_is_kept(generation: str, at_once: int, text: str, made: list[int]) -> None:
+    plain = guided_run(generation, None, at_once=at_once)
+    made.clear()
+    kept = Kept(text)
+    got = guided_run(generation, kept, at_once=at_once)
+    for a, b in zip(plain, got, strict=True):
+        assert relative_error(as_numpy(a.latent), as_numpy(b.latent)) < 1e-5
+    # As one pass at a time: two prompts in two blocks and two streams, in LTX-2.3 at each of three noise levels.
+    steps = 1 if generation == "19B" else 3
+    if text == "clip":
+        assert len(made) == 8 * steps
+        assert kept.nbytes == whole_text_bytes(generation)
+    elif at_once == 4:  # all passes go through a block together
+        assert len(made) == 8 * 3
+
+
+def whole_text_bytes(generation: str) -> int:
+    """Of two prompts of four tokens, as the plan counts them."""
+    channels = {"in_channels": 6, "audio_in_channels": 6, "audio_out_channels": 6}
+    network = build({"transformer": section(generation, **channels)})
+    return text_bytes(network.config, 4, prompts=2, itemsize=4)
+
+
+@pytest.mark.parametrize("at_once", [2, 4])
+def test_a_mask_of_passes_that_run_together_is_turned_once(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, plain = [], transformer_model.self_attention_bias
+    monkeypatch.setattr(transformer_model, "self_attention_bias", lambda *a: calls.append(1) or plain(*a))
+    guided_run("22B", Kept(), at_once=at_once)
+    assert len(calls) == 1
 
 
 def test_a_mask_is_turned_into_a_bias_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from mlx_ltx2.models.video_vae import VideoDecoder, VideoVAEConfig
 from mlx_ltx2.models.video_vae.streaming import CHUNK, StreamingDecoder, stream_decode, streaming_decode_bytes
 from mlx_ltx2.progress import SilentProgress
 from mlx_ltx2.shapes import LatentShape, VideoScale
-from mlx_ltx2.stages.decode_video import decode_video, decode_way, to_uint8
+from mlx_ltx2.stages.decode_video import DecodeWay, decode_video, decode_ways, to_uint8
 from tests.cases import load_official, official_weights, relative_error
 from tests.cases import video_vae as vae
 
@@ -157,7 +157,7 @@ def decoded(network: VideoDecoder, latent: mx.array, tiling: dict[str, Any], **m
     arguments = (
         latent,
         lambda: network,
-        tiling,
+        decode_ways(tiling, LatentShape(*latent.shape[1:4]), network.config.scale)[0],
         NoiseSource(1, 0),
         network.config.scale,
         SilentProgress(),
@@ -179,21 +179,24 @@ def test_the_stage_streams_by_default_and_draws_the_same_noise_for_all_ways() ->
     assert 1 < len(tiles) < len(auto) and np.concatenate(tiles).shape == whole[0].shape
 
 
-def test_a_budget_decides_chunk_and_tiles() -> None:
-    config, shape = VideoVAEConfig.from_dict(vae.VAE_22B), LatentShape(16, 34, 60)
+def test_the_ways_that_a_tiling_allows_from_the_fastest_to_the_leanest() -> None:
+    shape = LatentShape(16, 34, 60)
 
-    def way(tiling: dict[str, Any], budget: float | None = None) -> tuple[int, int, bool]:
-        found = decode_way(tiling, shape, SCALE, config, 2, None if budget is None else int(budget))
-        return found.chunk, len(found.plan), found.streams
+    def ways(tiling: dict[str, Any]) -> list[tuple[int, int, bool]]:
+        found = decode_ways(tiling, shape, SCALE)
+        plans = [way.tile_plan(shape, SCALE) for way in found]
+        return [(way.chunk, len(plan), way.streams(plan)) for way, plan in zip(found, plans, strict=True)]
 
-    auto = {"mode": "auto"}
-    assert way(auto) == way(auto, 4e9) == (CHUNK, 1, True)
-    assert way(auto, 2.7e9) == (1, 1, True)
-    assert way(auto, 2e9) == (1, 18, False)
-    assert way({"mode": "none"}, 1e9) == (0, 1, False)
-    assert way({"mode": "spatial"}, 1e9) == (CHUNK, 15, True)
+    assert ways({"mode": "auto"}) == [(CHUNK, 1, True), (1, 1, True), (1, 18, False)]
+    assert ways({"mode": "none"}) == [(0, 1, False)]
+    assert ways({"mode": "spatial"}) == [(CHUNK, 15, True), (1, 15, True)]
     for mode in set(TILING_MODES) - {"auto", "none", "spatial"}:
-        assert way({"mode": mode})[0] == CHUNK and not way({"mode": mode})[2]
+        assert [(chunk, streams) for chunk, _, streams in ways({"mode": mode})] == [(CHUNK, False), (1, False)]
+    assert [way.text() for way in decode_ways({"mode": "temporal"}, shape, SCALE)] == [
+        "in tiles of 64 frames, 4 frames at a time",
+        "in tiles of 64 frames, 1 frame at a time",
+    ]
+    assert DecodeWay(None, 0).text() == "untiled, in one piece"
 
 
 def test_tiles_differ_from_the_whole_at_seams_only() -> None:

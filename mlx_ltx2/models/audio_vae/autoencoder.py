@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import ShapeError, WeightsError
+from mlx_ltx2.models.layers.kernels import silu
 from mlx_ltx2.models.layers.norm import pixel_norm
 from mlx_ltx2.shapes import AudioScale
 
@@ -183,8 +184,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = CausalConv2d(in_channels, out_channels, kernel_size=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = self.conv1(nn.silu(pixel_norm(x, NORM_EPS)))
-        h = self.conv2(nn.silu(pixel_norm(h, NORM_EPS)))
+        h = self.conv1(silu(pixel_norm(x, NORM_EPS)))
+        h = self.conv2(silu(pixel_norm(h, NORM_EPS)))
         return (self.nin_shortcut(x) if "nin_shortcut" in self else x) + h
 
 
@@ -247,7 +248,7 @@ class AudioEncoder(nn.Module):
         x = self.conv_in(mel.astype(self.conv_in.conv.weight.dtype))
         for level in self.down:
             x = level(x)
-        x = self.conv_out(nn.silu(pixel_norm(self.mid(x), NORM_EPS)))
+        x = self.conv_out(silu(pixel_norm(self.mid(x), NORM_EPS)))
         mean = x[..., : self.config.latent_channels]  # the other half is the unused logarithm of the variance
         return self.per_channel_statistics.normalize(mean)
 
@@ -286,6 +287,6 @@ class AudioDecoder(nn.Module):
         x = self.mid(self.conv_in(self.per_channel_statistics.denormalize(x)))
         for level in reversed(self.up):
             x = level(x)
-        x = self.conv_out(nn.silu(pixel_norm(x, NORM_EPS)))
+        x = self.conv_out(silu(pixel_norm(x, NORM_EPS)))
         missing = self.config.mel_bins - x.shape[2]
         return mx.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else x

@@ -8,13 +8,14 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx import nn
 
+from mlx_ltx2.models.layers.kernels import contiguous, fused
 from mlx_ltx2.models.layers.rope import Rope
 
 CPU_QUERIES = 256
 """Rows of the score matrix that exist at a time on the CPU."""
 
 
-@mx.compile
+@fused
 def _head_gates(logits: mx.array) -> mx.array:
     # Apart from the product with the heads, or every element of a head would compute its sigmoid again.
     return 2 * mx.sigmoid(logits)
@@ -25,7 +26,7 @@ def _attention(queries: mx.array, keys: mx.array, values: mx.array, scale: float
     attend, count = mx.fast.scaled_dot_product_attention, queries.shape[2]
     if count <= 2 * CPU_QUERIES or mx.default_device() != mx.Device(mx.cpu):
         return attend(queries, keys, values, scale=scale, mask=mask)
-    keys, values = mx.contiguous(keys), mx.contiguous(values)  # once, or every piece would copy them
+    keys, values = contiguous(keys), contiguous(values)  # once, or every piece would copy them
     rows = [slice(start, start + CPU_QUERIES) for start in range(0, count, CPU_QUERIES)]
     masks = [mask if mask is None or mask.shape[-2] == 1 else mask[..., at, :] for at in rows]
     pieces = [attend(queries[:, :, at], keys, values, scale=scale, mask=m) for at, m in zip(rows, masks, strict=True)]

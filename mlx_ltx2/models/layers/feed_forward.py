@@ -8,11 +8,13 @@ from __future__ import annotations
 import mlx.core as mx
 from mlx import nn
 
+from mlx_ltx2.models.layers.kernels import fused
+
 ROWS = 4096
 """Longer sequences go in pieces of at most so many rows: the same numbers, a smaller inner activation."""
 
 
-@mx.compile
+@fused
 def gelu_tanh(x: mx.array) -> mx.array:
     """GELU in its tanh approximation, computed in float32 and rounded once, as the reference does."""
     # (1 + tanh z)/2 is sigmoid(2z). Written so, and without a power, it becomes one fused kernel: the float32

@@ -11,6 +11,8 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_unflatten
 
+from mlx_ltx2.models.layers.kernels import contiguous
+
 LONG_AXIS = 13312
 """Inner width from which the transposed product is slow (measured by others on M1; 16,384 in the feed-forward)."""
 
@@ -54,7 +56,7 @@ def dequantize_when_wide(module: nn.Module, rows: int | None) -> None:
 
 def turned(weight: mx.array) -> mx.array:
     """(outputs, inputs) unchanged, but with a long inner axis the outer one in memory."""
-    return mx.contiguous(weight.T).T if weight.shape[-1] >= LONG_AXIS else weight
+    return contiguous(weight.T).T if weight.shape[-1] >= LONG_AXIS else weight
 
 
 def turn_long_weights(module: nn.Module) -> None:

@@ -15,6 +15,8 @@ from typing import Literal
 import mlx.core as mx
 import numpy as np
 
+from mlx_ltx2.models.layers.kernels import fused
+
 RopeLayout = Literal["split", "interleaved"]
 FrequenciesPrecision = Literal["float64", "float32"]
 
@@ -48,7 +50,7 @@ class Rope:
         return _rotate(pairs, partner, self.cos, self.sin).reshape(x.shape)
 
 
-@mx.compile
+@fused
 def _rotate(pairs: mx.array, partner: mx.array, cos: mx.array, sin: mx.array) -> mx.array:
     # One kernel instead of three. Compiled for the shapes it meets: `shapeless` would not fuse the broadcast.
     return pairs * cos + partner * sin

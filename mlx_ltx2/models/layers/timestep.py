@@ -8,6 +8,8 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from mlx_ltx2.models.layers.kernels import silu
+
 SINUSOID_CHANNELS = 256
 
 
@@ -39,7 +41,7 @@ class TimestepMLP(nn.Module):
         self.linear_2 = nn.Linear(dims, dims)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear_2(nn.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 class TimestepEmbedder(nn.Module):

@@ -17,6 +17,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.layers.kernels import gelu_approx
 
 if TYPE_CHECKING:
     from mlx_lm.models.gemma3_text import Model, ModelArgs
@@ -183,7 +184,7 @@ def _attention(attention: nn.Module, x: mx.array, mask: mx.array | str) -> mx.ar
 
 
 def _mlp(mlp: nn.Module, x: mx.array) -> mx.array:
-    gate = nn.gelu_approx(mlp.gate_proj(x).astype(mx.float32)).astype(x.dtype)
+    gate = gelu_approx(mlp.gate_proj(x).astype(mx.float32)).astype(x.dtype)
     out: mx.array = mlp.down_proj(gate * mlp.up_proj(x))
     return out
 

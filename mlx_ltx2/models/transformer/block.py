@@ -6,7 +6,7 @@ Reference: ltx_core.model.transformer.transformer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import mlx.core as mx
@@ -41,8 +41,8 @@ class StreamInputs:
     """What all blocks need of one stream during one evaluation, beside its tokens.
 
     rows: (B, K, 6 or 9, dim) modulation at `levels`; embedded: (B, K, dim) for the output head.
-    context: (B, S, dim) text; prompt: (B, 1, 2, dim) its modulation. text, text_levels: the text as it was given and
-    the noise levels that modulate it, by which its keys and values are known again.
+    context: (B, S, dim) text; prompt: (B, 1, 2, dim) its modulation. texts, text_levels: the texts as they were given,
+    one after the other along the batch, and the noise level of each row; by them keys and values are known again.
     self_mask: (B, 1, N, N) and context_mask: (B, 1, 1, S) are additive.
     """
 
@@ -55,8 +55,13 @@ class StreamInputs:
     self_mask: mx.array | None = None
     context_mask: mx.array | None = None
     enabled: bool = True
-    text: mx.array | None = None
+    texts: tuple[mx.array, ...] = ()
     text_levels: tuple[float, ...] = ()
+
+    def of_rows(self, rows: slice) -> StreamInputs:
+        """The text of some samples alone."""
+        prompt = None if self.prompt is None else self.prompt[rows]
+        return replace(self, context=self.context[rows], prompt=prompt)
 
 
 @dataclass(frozen=True)
@@ -158,10 +163,18 @@ class TransformerBlock(nn.Module):
         return attention.keys_values(context)
 
     def _text(self, index: int, prefix: Prefix, stream: StreamInputs, kept: Kept | None) -> KeysValues:
-        if kept is None or stream.text is None:
+        if kept is None or not stream.texts:
             return self.text_keys_values(prefix, stream)
-        make = partial(self.text_keys_values, prefix, stream)
-        return kept.keys_values(index, prefix, stream.text, stream.text_levels, make)
+        found, start = [], 0
+        for text in stream.texts:  # each by itself: passes that run together share their prompts too
+            rows = slice(start, start + len(text))
+            part = stream if len(stream.texts) == 1 else stream.of_rows(rows)
+            make = partial(self.text_keys_values, prefix, part)
+            found.append(kept.keys_values(index, prefix, text, stream.text_levels[rows], make))
+            start = rows.stop
+        if len(found) == 1:
+            return found[0]
+        return mx.concatenate([keys for keys, _ in found]), mx.concatenate([values for _, values in found])
 
     def _attend(self, prefix: Prefix, x: mx.array, stream: StreamInputs, rows: Rows, skip: bool | mx.array) -> mx.array:
         """x after self-attention."""

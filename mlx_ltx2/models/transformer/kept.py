@@ -40,7 +40,9 @@ class Kept:
     """Hand it to one transformer for one clip, with `RopeTables`; the clip's end frees it.
 
     text: "block" keeps keys and values of the block that runs, which serves passes that go through each block together;
-    "clip" keeps those of all blocks, `text_bytes` in all. Results are found by the identity of the text's array.
+    "clip" keeps those of all blocks, `text_bytes` in all. Results are found by the identity of a prompt's array: where
+    several passes run as one batch, hand in their prompts one by one (`Modality.texts`), never the joined array, which
+    is another one each time.
     """
 
     def __init__(self, text: Literal["block", "clip"] = "block"):

@@ -155,26 +155,30 @@ class Transformer(nn.Module):
             levels=levels,
             rows=rows,
             embedded=embedded,
-            context=self._context(prefix, modality.context, kept),
+            context=self._context(prefix, modality, kept),
             rope=rope,
             prompt=prompt,
             self_mask=self._bias(prefix, modality.attention_mask, kept),
             context_mask=None if mask is None else context_bias(mask, dtype),
             enabled=modality.enabled,
-            text=modality.context,
+            texts=modality.texts or (modality.context,),
             text_levels=text_levels,
         )
 
-    def _context(self, prefix: Prefix, text: mx.array, kept: Kept | None) -> mx.array:
+    def _context(self, prefix: Prefix, modality: Modality, kept: Kept | None) -> mx.array:
         """The text at the width of the stream."""
         if f"{prefix}caption_projection" not in self:
-            return text.astype(self.dtype)
+            return modality.context.astype(self.dtype)
 
-        def project() -> mx.array:
+        def project(text: mx.array) -> mx.array:
             out: mx.array = self[f"{prefix}caption_projection"](text.astype(self.dtype))
             return out
 
-        return project() if kept is None else kept.context(prefix, text, project)
+        if kept is None:
+            return project(modality.context)
+        texts = modality.texts or (modality.context,)
+        parts = [kept.context(prefix, text, partial(project, text)) for text in texts]
+        return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
     def _bias(self, prefix: Prefix, mask: mx.array | None, kept: Kept | None) -> mx.array | None:
         if mask is None:

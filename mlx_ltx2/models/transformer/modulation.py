@@ -14,6 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
+from mlx_ltx2.models.layers.kernels import fused, silu
 from mlx_ltx2.models.layers.timestep import TimestepEmbedder
 
 MAX_RUNS = 16
@@ -32,7 +33,7 @@ class AdaLayerNormSingle(nn.Module):
     def __call__(self, timesteps: np.ndarray, dtype: mx.Dtype) -> tuple[mx.array, mx.array]:
         """(B, K) timesteps in 0..1000 -> rows (B, K, rows, dim) and the embedding behind them (B, K, dim)."""
         embedded = self.emb(timesteps, dtype)
-        return self.linear(nn.silu(embedded)).reshape(*timesteps.shape, self.rows, -1), embedded
+        return self.linear(silu(embedded)).reshape(*timesteps.shape, self.rows, -1), embedded
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,18 @@ def add_gated(x: mx.array, update: mx.array, gate: mx.array, levels: Levels) -> 
 # of their own that depends on a shape.
 
 
-@mx.compile
+@fused
 def add_table(rows: mx.array, table: mx.array) -> mx.array:
     """rows + table in the type of the rows: files may hold tables in float32, which would widen all activations."""
     return rows + table.astype(rows.dtype)
 
 
-@mx.compile
+@fused
 def scale_shift(x: mx.array, weight: mx.array, shift: mx.array) -> mx.array:
     """x * weight + shift."""
     return x * weight + shift
 
 
-@mx.compile
+@fused
 def _add_scaled(x: mx.array, update: mx.array, gate: mx.array) -> mx.array:
     return x + update * gate

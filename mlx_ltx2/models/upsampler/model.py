@@ -14,6 +14,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import ShapeError, WeightsError
+from mlx_ltx2.models.layers.kernels import silu
 from mlx_ltx2.models.video_vae.convolution import ZeroPaddedConv3d
 from mlx_ltx2.models.video_vae.rearrange import depth_to_space
 
@@ -93,9 +94,8 @@ class ResBlock(nn.Module):
         self.norm2 = nn.GroupNorm(GROUPS, channels, pytorch_compatible=True)
 
     def __call__(self, x: mx.array) -> mx.array:
-        h = nn.silu(self.norm1(self.conv1(x)))
-        out: mx.array = nn.silu(self.norm2(self.conv2(h)) + x)
-        return out
+        h = silu(self.norm1(self.conv1(x)))
+        return silu(self.norm2(self.conv2(h)) + x)
 
 
 class BlurDownsample(nn.Module):
@@ -184,7 +184,7 @@ class LatentUpsampler(nn.Module):
                 f"columns, {self.config.in_channels})."
             )
         x = self.initial_conv(latent.astype(self.initial_conv.weight.dtype))
-        x = nn.silu(self.initial_norm(x))
+        x = silu(self.initial_norm(x))
         for block in self.res_blocks:
             x = block(x)
         x = self.enlarge(x)

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx import nn
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.models.layers.kernels import silu
 from mlx_ltx2.models.layers.norm import pixel_norm
 from mlx_ltx2.models.layers.timestep import TimestepEmbedder
 from mlx_ltx2.models.video_vae.config import Block
@@ -25,11 +26,8 @@ EPS = 1e-8
 def activate(x: mx.array, shift: mx.array | None = None, scale: mx.array | None = None) -> mx.array:
     """SiLU(norm(x) * (1 + scale) + shift) over channels, shift and scale (C,); without them SiLU(norm(x))."""
     if shift is None or scale is None:
-        normed = pixel_norm(x, EPS)
-    else:
-        normed = mx.fast.rms_norm(x, 1 + scale, EPS) + shift
-    out: mx.array = nn.silu(normed)
-    return out
+        return silu(pixel_norm(x, EPS))
+    return silu(mx.fast.rms_norm(x, 1 + scale, EPS) + shift)
 
 
 class ResBlock(nn.Module):

@@ -16,6 +16,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from mlx_ltx2.errors import RequestError
+from mlx_ltx2.models.layers.kernels import contiguous
 from mlx_ltx2.models.video_vae.blocks import ResBlock, ResGroup, Upsample
 from mlx_ltx2.models.video_vae.config import VideoVAEConfig
 from mlx_ltx2.models.video_vae.convolution import CausalConv3d
@@ -52,7 +53,7 @@ class Window:
         count = joined.shape[1]
         self.start, self._next = self._next, self._next + count - 2
         # A copy: a view would keep all of `joined` alive.
-        self._kept = None if last else mx.contiguous(joined[:, -2:])
+        self._kept = None if last else contiguous(joined[:, -2:])
         return joined if count > 2 else None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from mlx import nn
 
 from mlx_ltx2.errors import ShapeError
+from mlx_ltx2.models.layers.kernels import leaky_relu
 from mlx_ltx2.models.vocoder.activation import Activation1d
 from mlx_ltx2.models.vocoder.config import (
     CHANNELS,
@@ -69,8 +70,8 @@ class ResBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         for conv1, conv2 in zip(self.convs1, self.convs2, strict=True):
-            h = conv1(nn.leaky_relu(x, SLOPE))
-            x = x + conv2(nn.leaky_relu(h, SLOPE))
+            h = conv1(leaky_relu(x, SLOPE))
+            x = x + conv2(leaky_relu(h, SLOPE))
         return x
 
 
@@ -130,10 +131,10 @@ class Vocoder(nn.Module):
         x = self.conv_pre(x)
         width = len(self.config.resblock_kernel_sizes)
         for stage, up in enumerate(self.ups):
-            x = up(nn.leaky_relu(x, SLOPE) if hifigan else x)
+            x = up(leaky_relu(x, SLOPE) if hifigan else x)
             blocks = self.resblocks[stage * width : (stage + 1) * width]
             x = sum((block(x) for block in blocks[1:]), start=blocks[0](x)) / width
-        x = self.conv_post(nn.leaky_relu(x, LAST_SLOPE) if hifigan else self.act_post(x))
+        x = self.conv_post(leaky_relu(x, LAST_SLOPE) if hifigan else self.act_post(x))
         if self.config.apply_final_activation:
             x = mx.tanh(x) if self.config.use_tanh_at_final else mx.clip(x, -1, 1)
         out: mx.array = x
