@@ -84,7 +84,7 @@ def _wanted_files(place: Path | Repo, options: Options) -> list[HubFile]:
 
 def _refuse_no_checkpoint(path: Path) -> None:
     found = recognise_file(path)
-    if found.kind != "official" and found.kind != "transformer":
+    if found.kind not in ("official", "transformer"):
         raise WeightsError(f"{path}: is no monolithic LTX-2 checkpoint; it {found.says}. {OFFICIAL}.")
 
 
@@ -160,7 +160,8 @@ def _choose(found: list[tuple[FileName, Header]], folder: Path, variant: str | N
     if len(variants) > 1:
         names = ", ".join(h.path.name for _, h in fitting)
         raise RequestError(
-            f"{folder}: holds several checkpoints ({names}); give one of the files as the source, or --variant to convert."
+            f"{folder}: holds several checkpoints ({names}); give one of the files as the source, or --variant to "
+            "convert."
         )
     newest = max(fitting, key=lambda item: (not item[0].fp8, item[0].revision))
     return newest[1].path

@@ -77,7 +77,7 @@ def read_header(path: str | Path) -> Header:
     """
     path = Path(path)
     if path.is_dir():
-        raise WeightsError(f"{path}: is a folder, though a safetensors file is needed. Give the file itself.")
+        raise WeightsError(f"{path}: cannot be read, it is a folder. Give the safetensors file itself.")
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
@@ -131,7 +131,7 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
     (b"GGUF", f"is a GGUF file, which is not read: {_CONVERT}"),
     (
         b"PK\x03\x04",
-        f"is a zip archive or a pickled PyTorch file (.pt, .ckpt, .bin), which is never opened: {_CONVERT}",
+        f"is a zip archive or a PyTorch file (.pt, .ckpt, .bin), which is never opened: {_CONVERT}",
     ),
     (b"\x1f\x8b", "is a gzip archive; unpack it first"),
     (b"\x89HDF", f"is an HDF5 file, which is not read: {_CONVERT}"),

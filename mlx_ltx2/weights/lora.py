@@ -50,7 +50,7 @@ def resolve_lora(path: str | Path, say: Say = silent) -> Path:
     Raises: WeightsError if there is none or the hub fails, RequestError if there are several to choose from.
     """
     text = str(path)
-    base, separator, name = text.partition("::")
+    base, _, name = text.partition("::")
     place = locate(
         base,
         "file",

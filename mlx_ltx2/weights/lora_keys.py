@@ -26,7 +26,7 @@ from mlx_ltx2.weights.header import Header, TensorInfo, read_header
 _PAIR = re.compile(r"(?P<module>.+)\.lora[_.](?P<side>A|B|down|up)(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?")
 _DOWN = ("A", "down")
 _SCALE = re.compile(
-    r"(?P<side>.+\.lora[_.](A|B|down|up)(\.(?!weight)[^.]+)?)(\.weight)?[._](weight_scale|scale_weight|scale)"
+    r"(?P<side>.+\.lora[_.](A|B|down|up)(\.(?!weight|scale)[^.]+)?)(\.weight)?[._](weight_scale|scale_weight|scale)"
 )
 _NO_WEIGHTS = re.compile(r"(.+\.)?(scaled_fp8|comfy_quant|input_scale|scale_input)")
 """Marks of fp8 files that say nothing about a weight: the scale of activations, the kind of the file."""

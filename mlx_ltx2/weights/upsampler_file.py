@@ -25,7 +25,7 @@ def check_upsampler_file(path: str | Path, kind: str) -> None:
 
 
 def load_upsampler_file(path: str | Path, kind: str, dtype: mx.Dtype | None = None) -> LatentUpsampler:
-    """The upsampler of an official file, read and ready for use in any thread; raises as `check_upsampler_file` does."""
+    """The upsampler of an official file, ready for use in any thread; raises as `check_upsampler_file` does."""
     header, config = _checked(path, kind)
     network = LatentUpsampler(config)
     given = {name: mlx_shape(name, info.shape) for name, info in header.tensors.items()}
