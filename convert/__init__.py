@@ -2,6 +2,7 @@
 
 from mlx_ltx2_convert.options import Options
 from mlx_ltx2_convert.report import Report
-from mlx_ltx2_convert.run import convert, run
+from mlx_ltx2_convert.run import conversion_of, convert, run
+from mlx_ltx2_convert.sources import variants_in
 
-__all__ = ["Options", "Report", "convert", "run"]
+__all__ = ["Options", "Report", "conversion_of", "convert", "run", "variants_in"]

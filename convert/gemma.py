@@ -12,12 +12,11 @@ from mlx_ltx2.traits import Traits
 from mlx_ltx2.weights.header import Header, TensorInfo, read_header
 from mlx_ltx2.weights.index import read_json
 from mlx_ltx2.weights.quantize import is_quantizable
-from mlx_ltx2.weights.text_encoder import IGNORED, check_text_encoder
+from mlx_ltx2.weights.text_encoder import IGNORED, check_text_encoder, tokenizer_folder, weight_files
 from mlx_ltx2_convert.options import Options
 from mlx_ltx2_convert.shards import Tensor
 from mlx_ltx2_convert.tensors import FLOATING, RAW
 
-_INDEX = "model.safetensors.index.json"
 _SUFFIXES = (".json", ".model", ".jinja", ".txt")
 
 
@@ -38,7 +37,7 @@ def plan_text_encoder(folder: Path, traits: Traits, options: Options) -> TextEnc
     Raises: WeightsError if it is no Gemma 3, of another width than the checkpoint was trained with, or incomplete.
     """
     quantized = check_text_encoder(folder, traits.text_width, traits.text_layers).quantized
-    headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    headers = [read_header(path) for path in weight_files(folder)]
     tensors: list[Tensor] = []
     ignored: dict[str, str] = {}
     for header in headers:
@@ -47,9 +46,15 @@ def plan_text_encoder(folder: Path, traits: Traits, options: Options) -> TextEnc
                 ignored[name] = "parts of Gemma that a text encoder has no use for"
             else:
                 tensors.append(_tensor(name, info, header.path, options, quantized))
-    files = sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and p.name not in ("config.json", _INDEX))
     config = read_json(folder / "config.json")
-    return TextEncoderSource(config, tuple(headers), tuple(tensors), tuple(files), ignored)
+    return TextEncoderSource(config, tuple(headers), tuple(tensors), _small_files(folder), ignored)
+
+
+def _small_files(folder: Path) -> tuple[Path, ...]:
+    """Tokenizer and the like, from the tokenizer's own folder where it has one; a name in `folder` itself wins."""
+    places = dict.fromkeys((tokenizer_folder(folder), folder))
+    found = {p.name: p for place in places for p in place.iterdir() if p.suffix in _SUFFIXES}
+    return tuple(sorted(p for n, p in found.items() if n != "config.json" and not n.endswith(".index.json")))
 
 
 def _tensor(name: str, info: TensorInfo, path: Path, options: Options, quantized: bool) -> Tensor:

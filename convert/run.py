@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from mlx_ltx2.errors import ResourceError, WeightsError
-from mlx_ltx2.weights.index import FOLDERS, SHARD_INDEX, index_content, write_json
+from mlx_ltx2.weights.index import FOLDERS, INDEX, MANIFEST, SHARD_INDEX, index_content, write_json
+from mlx_ltx2.weights.location import expanded
 from mlx_ltx2.weights.quantize import Quantization
 from mlx_ltx2.weights.verify import verify as verify_files
 from mlx_ltx2_convert.card import model_card
-from mlx_ltx2_convert.folder import WorkFolder, check_disk, check_output, conversion_key
+from mlx_ltx2_convert.folder import WorkFolder, check_disk, check_output, check_places, conversion_key
 from mlx_ltx2_convert.options import SHARD_BYTES, Options, Progress, Say, dtype_name, ignore
 from mlx_ltx2_convert.plan import Plan, make_plan
 from mlx_ltx2_convert.report import Report, parts_of, precision
@@ -69,13 +72,33 @@ def convert(
         progress=progress,
         say=say,
     )
-    return run(source, Path(output), options)
+    return run(source, expanded(output), options)
+
+
+def conversion_of(
+    source: str | Path,
+    *,
+    variant: str | None = None,
+    q_bits: int | None = None,
+    text_encoder: str | Path | bool | None = None,
+) -> tuple[dict[str, Any], int]:
+    """What tells a conversion from others, by the content of its sources; and the bytes that it writes.
+
+    Arguments and errors as of `convert`; reads headers and samples, and writes nothing.
+    """
+    quantization = None if q_bits is None else Quantization.from_options("affine", q_bits)
+    options = Options(variant=variant, quantization=quantization, text_encoder=text_encoder)
+    plan = make_plan(find_sources(source, options), options)
+    return json.loads(json.dumps(conversion_key(plan, options))), plan.output_bytes
 
 
 def run(source: str | Path, output: Path, options: Options) -> Report:
     """`convert` with its options gathered."""
     start = time.perf_counter()
+    if output.is_symlink():
+        output = Path(os.path.realpath(output))  # the model lies where the link points, and the link stays
     plan = make_plan(find_sources(source, options), options)
+    check_places(output, (*(h.path for h in plan.headers), *plan.loras, *plan.copies.values()))
     report = Report(
         output=output,
         source=plan.headers[0].path,
@@ -92,10 +115,17 @@ def run(source: str | Path, output: Path, options: Options) -> Report:
         if options.verify:
             verify_files(output, options.progress)
         return replace(report, up_to_date=True, verified=options.verify)
-    with WorkFolder.open(output, key, options.overwrite) as work:
+    with WorkFolder.open(output, key, options.overwrite, _names(plan)) as work:
         report = _fill(plan, work, options, report)
     seconds = time.perf_counter() - start
     return replace(report, bytes_written=plan.output_bytes, verified=options.verify, seconds=seconds)
+
+
+def _names(plan: Plan) -> list[str]:
+    """Every file that the conversion writes, relative to the model folder."""
+    described = [f"{FOLDERS[name]}/{file}" for name in plan.configs for file in ("config.json", SHARD_INDEX)]
+    shards = [shard.file for shard in plan.shards]
+    return [*shards, *described, *plan.copies, *(f"lora/{p.name}" for p in plan.loras), "README.md", INDEX, MANIFEST]
 
 
 def _fill(plan: Plan, work: WorkFolder, options: Options, report: Report) -> Report:
@@ -161,23 +191,23 @@ def _write_weights(plan: Plan, work: WorkFolder, progress: Progress) -> None:
     finally:
         writer.close()
     for path in plan.loras:
-        if f"lora/{path.name}" in work.files:
-            advance_in(path.name)(path.stat().st_size)
+        done_before = work.files.get(f"lora/{path.name}")
+        if done_before is None:
+            _copy(path, f"lora/{path.name}", work, advance_in(path.name), names[path])
         else:
-            work.sources[names[path]] = _copy(path, f"lora/{path.name}", work, advance_in(path.name))
+            work.sources[names[path]] = str(done_before["sha256"])  # a copy has the hash of its source
+            advance_in(path.name)(path.stat().st_size)
 
 
-def _copy(source: Path, name: str, work: WorkFolder, advance: Callable[[int], None]) -> str:
-    """Copy a file as it is; returns its SHA-256."""
+def _copy(source: Path, name: str, work: WorkFolder, advance: Callable[[int], None], listed: str | None = None) -> None:
+    """Copy a file as it is. listed: its name among the sources, if it is one."""
     file = FileWriter(work.path / name)
     try:
         with source.open("rb") as original:
             while data := original.read(CHUNK_BYTES):
                 file.write(data)
                 advance(len(data))
-        entry = file.finish()
-        work.add(name, entry)
-        return str(entry["sha256"])
+        work.add(name, file.finish(), listed)
     except OSError as error:
         raise WeightsError(f"{source}: cannot be read ({error.strerror}).") from None
     finally:

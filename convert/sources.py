@@ -10,8 +10,18 @@ from pathlib import Path
 from mlx_ltx2.errors import RequestError, WeightsError
 from mlx_ltx2.traits import guess_variant, parse_config
 from mlx_ltx2.weights.header import Header, read_header
-from mlx_ltx2.weights.hub import FileName, download_model, download_text_encoder, is_repo_id
+from mlx_ltx2.weights.hub import (
+    TEXT_ENCODER_REPO,
+    FileName,
+    HubFile,
+    download_files,
+    download_text_encoder,
+    find_model,
+)
 from mlx_ltx2.weights.index import is_model_folder
+from mlx_ltx2.weights.location import Repo, locate
+from mlx_ltx2.weights.recognise import OFFICIAL, kind_of, recognise_file, recognise_folder
+from mlx_ltx2.weights.text_encoder import locate_text_encoder
 from mlx_ltx2_convert.options import Options
 
 UPSAMPLER_OF_KIND = {
@@ -40,34 +50,48 @@ def find_sources(source: str | Path, options: Options) -> Sources:
 
     Raises: WeightsError if there is no official checkpoint, RequestError if there are several to choose from.
     """
-    path = Path(source)
-    wants_encoder = options.text_encoder is not False and options.wants("text_encoder")
-    # Before the checkpoint: a licence that is not accepted yet should not show only after 46 GB.
-    encoder = _text_encoder(path, options) if wants_encoder else None
-    if path.is_file():
-        found = _from_files(path, path.parent, options)
-    elif path.is_dir():
-        if is_model_folder(path):
-            raise RequestError(f"{path} is a converted model already; give the official checkpoint as the source.")
-        found = _from_files(None, path, options)
-    elif is_repo_id(str(source)):
-        downloaded = download_model(str(source), options.variant, options.revision, say=options.say)
+    place = locate(source, "file or folder", "Give an official checkpoint or a hub repo id.")
+    files = _wanted_files(place, options)  # the source is settled before anything is fetched
+    encoder = _settled_encoder(place, options)
+    if isinstance(encoder, Repo):
+        # Before the checkpoint: a licence that is not accepted yet should not show only after 46 GB.
+        encoder = download_text_encoder(encoder.name, say=options.say)
+    if isinstance(place, Repo):
+        downloaded = download_files(place.name, files, options.revision, say=options.say)
         found = _from_files(None, downloaded[0].parent, options, downloaded)
+    elif place.is_dir():
+        found = _from_files(None, place, options)
     else:
-        raise WeightsError(f"{source}: there is no such file or folder. Give an official checkpoint or a hub repo id.")
+        found = _from_files(place, place.parent, options)
     return Sources(found.checkpoint, found.upsamplers, found.loras, encoder)
 
 
-def kind_of(header: Header) -> str:
-    """ "checkpoint", "upsampler", "lora" or "other"."""
-    names = header.tensors
-    if any(name.endswith((".lora_A.weight", ".lora_down.weight")) for name in names):
-        return "lora"
-    if any(name.startswith("model.diffusion_model.") for name in names):
-        return "checkpoint"
-    if "initial_conv.weight" in names and any(name.startswith("post_upsample_res_blocks.") for name in names):
-        return "upsampler"
-    return "other"
+def _wanted_files(place: Path | Repo, options: Options) -> list[HubFile]:
+    """What a repo has to give; nothing for a path, whose kind is looked at."""
+    if isinstance(place, Repo):
+        return find_model(place.name, options.variant, options.revision)
+    if place.is_dir():
+        if is_model_folder(place):
+            raise RequestError(f"{place} is a converted model already; give the official checkpoint as the source.")
+        if not any(path.is_file() for path in place.glob("*.safetensors")):
+            raise WeightsError(
+                f"{place}: holds no monolithic LTX-2 checkpoint; it {recognise_folder(place).says}. {OFFICIAL}."
+            )
+    else:
+        _refuse_no_checkpoint(place)
+    return []
+
+
+def _refuse_no_checkpoint(path: Path) -> None:
+    found = recognise_file(path)
+    if found.kind not in ("official", "transformer"):
+        raise WeightsError(f"{path}: is no monolithic LTX-2 checkpoint; it {found.says}. {OFFICIAL}.")
+
+
+def variants_in(folder: Path) -> set[str]:
+    """Variants of the official checkpoints in a folder, by their names."""
+    headers = [read_header(path) for path in folder.glob("*.safetensors") if not path.is_dir()]
+    return {guess_variant(header.path.name) for header in headers if kind_of(header) == "official"}
 
 
 def upsampler_kind(header: Header) -> str:
@@ -94,11 +118,15 @@ def _from_files(
         "lora": [],
         "other": [],
     }
-    for path in sorted(files if files is not None else folder.glob("*.safetensors")):
+    beside_it = {*folder.glob("*.safetensors"), *([checkpoint] if checkpoint else [])}
+    for path in sorted(files if files is not None else beside_it):
+        if path.is_dir():
+            continue
         if checkpoint is not None and path != checkpoint and FileName.parse(path.name) is None:
             continue  # beside a single file only official names come along
         header = read_header(path)
-        kinds[kind_of(header)].append((FileName.parse(path.name) or FileName.unknown(path.name), header))
+        kind = {"official": "checkpoint", "transformer": "checkpoint"}.get(kind_of(header), kind_of(header))
+        kinds.setdefault(kind, []).append((FileName.parse(path.name) or FileName.unknown(path.name), header))
     chosen = checkpoint or _choose(kinds["checkpoint"], folder, options.variant)
     if not any(header.path == chosen for _, header in kinds["checkpoint"]):
         raise WeightsError(
@@ -122,8 +150,7 @@ def _from_files(
 def _choose(found: list[tuple[FileName, Header]], folder: Path, variant: str | None) -> Path:
     if not found:
         raise WeightsError(
-            f"{folder}: holds no monolithic LTX-2 checkpoint. Give the official file, for example "
-            "ltx-2.3-22b-distilled.safetensors."
+            f"{folder}: holds no monolithic LTX-2 checkpoint; it {recognise_folder(folder).says}. {OFFICIAL}."
         )
     fitting = [(n, h) for n, h in found if variant is None or guess_variant(h.path.name) == variant]
     if not fitting:
@@ -132,22 +159,26 @@ def _choose(found: list[tuple[FileName, Header]], folder: Path, variant: str | N
     variants = {(n.generation, guess_variant(h.path.name)) for n, h in fitting}
     if len(variants) > 1:
         names = ", ".join(h.path.name for _, h in fitting)
-        raise RequestError(f"{folder}: holds several checkpoints ({names}); give one of the files or --variant.")
+        raise RequestError(
+            f"{folder}: holds several checkpoints ({names}); give one of the files as the source, or --variant to "
+            "convert."
+        )
     newest = max(fitting, key=lambda item: (not item[0].fp8, item[0].revision))
     return newest[1].path
 
 
-def _text_encoder(source: Path, options: Options) -> Path | None:
+def _settled_encoder(source: Path | Repo, options: Options) -> Path | Repo | None:
+    """Which text encoder comes along; nothing is downloaded yet.
+
+    Raises: WeightsError if the one that was asked for does not exist.
+    """
+    if options.text_encoder is False or not options.wants("text_encoder"):
+        return None
     if options.text_encoder in (None, True):
-        if source.exists():
-            return _gemma_beside(source if source.is_dir() else source.parent)
-        return download_text_encoder(say=options.say) if is_repo_id(str(source)) else None
-    given = Path(str(options.text_encoder))
-    if given.is_dir():
-        return given
-    if is_repo_id(str(options.text_encoder)):
-        return download_text_encoder(str(options.text_encoder), say=options.say)
-    raise WeightsError(f"{given}: there is no such folder. Give a Gemma 3 folder or a hub repo id as text encoder.")
+        if isinstance(source, Repo):
+            return Repo(TEXT_ENCODER_REPO)
+        return _gemma_beside(source if source.is_dir() else source.parent)
+    return locate_text_encoder(str(options.text_encoder))
 
 
 def _gemma_beside(folder: Path) -> Path | None:

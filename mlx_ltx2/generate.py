@@ -40,6 +40,7 @@ from mlx_ltx2.states import DenoisedPair, Waveform
 from mlx_ltx2.version import VERSION
 from mlx_ltx2.weights.embedding_cache import EmbeddingCache
 from mlx_ltx2.weights.networks import Networks
+from mlx_ltx2.weights.text_encoder import locate_text_encoder
 
 DEFAULT_MODEL = "Lightricks/LTX-2.3"
 OUTPUT_TYPES = ("frames", "latent")
@@ -151,6 +152,8 @@ class LTX2Pipeline:
         prompt_cache: keep prompt embeddings on disk, so that a prompt that was used before loads no text encoder.
         Raises: WeightsError, ResourceError.
         """
+        if text_encoder is not None:
+            locate_text_encoder(text_encoder)  # a mistyped one is said before the model is fetched
         folder = open_model(
             model,
             quantize=quantize,

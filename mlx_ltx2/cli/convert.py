@@ -59,4 +59,5 @@ def command(
         given["text_encoder"] = False
     shown = make_progress(opts.progress_style(progress, quiet))
     report = convert_with_progress(source, Path(output), shown, **given)
-    click.echo(str(report))
+    for line in report.lines():
+        click.echo(line)

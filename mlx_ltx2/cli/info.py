@@ -36,11 +36,38 @@ def command(path: str, as_json: bool, verify: bool, quiet: bool) -> None:
 
 
 def _facts(path: str) -> dict[str, object]:
-    if Path(path).suffix.lower() in MEDIA:
-        return _clip(Path(path))
-    if Path(path).suffix == ".safetensors":
-        return _file(Path(path))
-    return _model(path)
+    from mlx_ltx2.library import DEMO
+    from mlx_ltx2.weights.location import expanded
+    from mlx_ltx2.weights.recognise import recognise_folder
+
+    if path == DEMO:
+        return _model(path)
+    place = expanded(path)
+    if place.suffix.lower() in MEDIA and not place.is_dir():
+        return _clip(place)
+    if place.is_file():
+        return _file(place)
+    if place.is_dir() and recognise_folder(place).kind != "model":
+        return _folder(place)
+    return _model(str(place))
+
+
+def _folder(path: Path) -> dict[str, object]:
+    """A folder that is no model of ours: what it is, and its files of weights. Nothing is converted."""
+    from mlx_ltx2.weights.header import read_header
+    from mlx_ltx2.weights.recognise import kind_of, recognise_folder
+
+    found = recognise_folder(path)
+    files = sorted(p for p in path.glob("*.safetensors") if not p.is_dir())
+    if not files:
+        raise WeightsError(f"{path}: {found.says}; it is no converted model and holds no official checkpoint.")
+    listed: dict[str, object] = {}
+    for file in files:
+        try:
+            listed[file.name] = f"{file.stat().st_size / 1e6:10.1f} MB  {kind_of(read_header(file))}"
+        except (WeightsError, OSError) as error:
+            listed[file.name] = str(error)
+    return {"folder": str(path), "is": found.says, "files": listed}
 
 
 def _verified(path: str, facts: dict[str, object], quiet: bool) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
 from mlx_ltx2.demo import trained
-from mlx_ltx2.errors import RequestError
+from mlx_ltx2.errors import RequestError, ResourceError
 from mlx_ltx2.progress import Progress
+from mlx_ltx2.weights.scratch import scratch_folder, sweep
 
 _STYLES = ("outlines",)
 _TRAINED = (
@@ -35,25 +35,40 @@ def demo_model(
 
     variant: "distilled" or "dev". quantize: bits, None for full precision. Raises: WeightsError, ResourceError.
     """
-    from mlx_ltx2.library import cache_folder, convert_with_progress
+    from mlx_ltx2.library import cache_folder, ready_cache_folder
     from mlx_ltx2.weights.index import is_model_folder
 
     bits = "" if quantize is None else f"-{quantize}bit"
-    output = cache_folder() / f"demo-{variant}-{_edition()}{bits}"
+    name = f"demo-{variant}-{_edition()}{bits}"
+    sweep(cache_folder(), old_prefix="demo-")
+    output = cache_folder() / name
     if is_model_folder(output):
         return output
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}-", dir=output.parent) as name:
-        source, made = Path(name) / "source", Path(name) / "model"
+    output = ready_cache_folder() / name
+    try:
+        _make(output, progress, variant, quantize)
+    except OSError as error:
+        raise ResourceError(
+            f"the demo model cannot be written to {output} ({error.strerror or error}). Free some space, or set "
+            "MLX_LTX2_CACHE to another folder."
+        ) from None
+    return output
+
+
+def _make(output: Path, progress: Progress, variant: Literal["distilled", "dev"], quantize: int | None) -> None:
+    from mlx_ltx2.library import convert_with_progress
+    from mlx_ltx2.weights.index import is_model_folder
+
+    with scratch_folder(output.parent) as folder:
+        source, made = folder / "source", folder / "model"
         source.mkdir()
         _write(source, variant)
-        convert_with_progress(source, made, progress, variant=variant, q_bits=quantize)
+        convert_with_progress(source, made, progress, resumable=False, variant=variant, q_bits=quantize)
         try:
             made.rename(output)
         except OSError:
             if not is_model_folder(output):  # else another process was faster, and made the same
                 raise
-    return output
 
 
 def demo_lora(name: str) -> Path:
@@ -61,12 +76,16 @@ def demo_lora(name: str) -> Path:
 
     Raises: RequestError if there is none of this name, WeightsError if the trained weights are not installed.
     """
-    from mlx_ltx2.library import cache_folder
+    from mlx_ltx2.library import cache_folder, ready_cache_folder
 
     if name not in _STYLES:
         raise RequestError(f"the demo model has no LoRA {name!r}; it has {', '.join(_STYLES)}.")
     path = cache_folder() / f"demo-loras-{_edition()}" / f"{name}.safetensors"
-    return path if path.is_file() else trained.write_style(name, path)
+    sweep(path.parent)
+    if not path.is_file():
+        ready_cache_folder()
+        trained.write_style(name, path)
+    return path
 
 
 def _write(folder: Path, variant: Literal["distilled", "dev"]) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlx_ltx2.errors import WeightsError
+from mlx_ltx2.weights.scratch import scratch_folder
 
 WEIGHTS = Path(__file__).parent / "weights"
 _PACK = "demo.safetensors"
@@ -161,8 +161,8 @@ def write_style(name: str, path: Path, weights: str | Path | None = None) -> Pat
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # A folder of its own: another process may be writing the same file.
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            part = Path(folder) / path.name
+        with scratch_folder(path.parent) as folder:
+            part = folder / path.name
             save_file(tensors, str(part))
             os.replace(part, path)
     return path

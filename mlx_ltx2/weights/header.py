@@ -76,9 +76,16 @@ def read_header(path: str | Path) -> Header:
     Raises: WeightsError if the file is missing, truncated, damaged or no safetensors file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: cannot be read, it is a folder. Give the safetensors file itself.")
     try:
         file_bytes = path.stat().st_size
         with path.open("rb") as file:
+            start = file.read(_START_BYTES)
+            other = other_format(start)
+            if other is not None:
+                raise WeightsError(f"{path}: {other}.")
+            file.seek(0)
             length_bytes = file.read(8)
             if len(length_bytes) < 8:
                 _refuse(path, f"it has {file_bytes} bytes and no header")
@@ -116,6 +123,44 @@ def header_bytes(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: 
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+_START_BYTES = 512
+_CONVERT = "only safetensors files are read; take the safetensors file of the same model"
+_MAGIC: tuple[tuple[bytes, str], ...] = (
+    (b"GGUF", f"is a GGUF file, which is not read: {_CONVERT}"),
+    (
+        b"PK\x03\x04",
+        f"is a zip archive or a PyTorch file (.pt, .ckpt, .bin), which is never opened: {_CONVERT}",
+    ),
+    (b"\x1f\x8b", "is a gzip archive; unpack it first"),
+    (b"\x89HDF", f"is an HDF5 file, which is not read: {_CONVERT}"),
+    (b"\x93NUMPY", f"is a numpy file, which is not read: {_CONVERT}"),
+    (b"\x89PNG", "is a picture and no file of weights"),
+    (b"\xff\xd8\xff", "is a picture and no file of weights"),
+    (b"version https://git-lfs", "is a Git LFS pointer, not the weights themselves; run `git lfs pull` in its folder"),
+    *((b"\x80" + bytes([v]), f"is a pickle, which is never opened: {_CONVERT}") for v in (2, 3, 4, 5)),
+)
+
+
+def other_format(start: bytes) -> str | None:
+    """What a file is that begins so, if it is not safetensors: "is a GGUF file, ..."; None if it may be one."""
+    if not start:
+        return "is empty; download it again"
+    if start[8:9] == b"{":
+        return None  # a header's JSON; its length in front may look like anything
+    for magic, says in _MAGIC:
+        if start.startswith(magic):
+            return says
+    if start[4:8] == b"ftyp":
+        return "is a video and no file of weights"
+    text = start.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page that was saved in place of the weights; download the file itself again"
+    if len(start) >= 8 and all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        first = start.decode("ascii").strip().splitlines()[:1]
+        return f"is a text that begins with {''.join(first)[:60]!r} and no file of weights; download it again"
+    return None
 
 
 def _refuse(path: Path, why: str) -> NoReturn:

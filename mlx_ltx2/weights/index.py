@@ -8,6 +8,7 @@ section of the checkpoint's own config, plus `quantization`) and safetensors sha
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +52,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write beside the target and rename, so that no half file is ever seen."""
+    """Write beside the target and rename, so that no half file is ever seen, not even after a power cut."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     beside.replace(path)
 
 
@@ -144,8 +148,25 @@ def index_content(
     }
 
 
+def index_kind(path: str | Path) -> str | None:
+    """Whose `model_index.json` a folder has: "ours", "diffusers", "damaged", "foreign", or None if it has none."""
+    file = Path(path) / INDEX
+    if not file.is_file():
+        return None
+    try:
+        content = read_json(file)
+    except WeightsError:
+        return "damaged"
+    if "format" in content:
+        return "ours"
+    if "_class_name" in content or "_diffusers_version" in content:
+        return "diffusers"
+    return "foreign"
+
+
 def is_model_folder(path: str | Path) -> bool:
-    return (Path(path) / INDEX).is_file()
+    """Whether a folder is a converted model of ours; other programs have a `model_index.json` as well."""
+    return index_kind(path) == "ours"
 
 
 def _refuse_no_model(path: Path) -> None:
@@ -163,7 +184,13 @@ def _refuse_no_model(path: Path) -> None:
         raise WeightsError(
             f"{path}: is a file, not a converted model. Convert it with `mlx-ltx2 convert --source {path}`."
         )
-    if (path / INDEX).is_file():
+    kind = index_kind(path)
+    if kind == "diffusers":
+        raise WeightsError(
+            f"{path}: is a diffusers folder (its {INDEX} is diffusers'), which is not read yet. "
+            "Give the official checkpoint, a single file, or Lightricks/LTX-2.3."
+        )
+    if kind in ("ours", "damaged"):
         return
     if path.name.endswith(PARTIAL):
         raise WeightsError(f"{path}: is an interrupted conversion. Run the same convert command again to finish it.")

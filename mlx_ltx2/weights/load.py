@@ -33,7 +33,9 @@ def load_component(
     video: bool = True,
     audio: bool = True,
 ) -> nn.Module:
-    """One network of a converted model with its weights, not yet evaluated.
+    """One network of a converted model with its weights, read and ready for use in any thread.
+
+    MLX binds what is not yet evaluated to the thread that made it (0.32), so everything is evaluated here.
 
     name: a component name, see `models.registry.COMPONENTS` or "text_encoder". dtype: cast floating weights to it, None
     keeps what is stored; the vocoder is never cast. video, audio: False builds the transformer without that stream,
@@ -42,11 +44,25 @@ def load_component(
     Raises: WeightsError if the component is missing or damaged, or its tensors differ in name or shape from the
         network.
     """
+    network = lazy_component(model, name, dtype=dtype, video=video, audio=audio)
+    mx.eval(network.parameters())
+    return network
+
+
+def lazy_component(
+    model: ModelFolder | str | Path,
+    name: str,
+    *,
+    dtype: mx.Dtype | None = None,
+    video: bool = True,
+    audio: bool = True,
+) -> nn.Module:
+    """As `load_component`, with arrays that are read when they are first evaluated, in the thread that called this."""
     folder = model if isinstance(model, ModelFolder) else ModelFolder.open(model)
     if name == TEXT_ENCODER:
-        from mlx_ltx2.weights.text_encoder import load_text_encoder
+        from mlx_ltx2.weights.text_encoder import lazy_text_encoder
 
-        return load_text_encoder(folder.folder(name), folder.traits.text_width).model
+        return lazy_text_encoder(folder.folder(name), folder.traits.text_width).model
     module, wanted = bare_component(folder, name, video=video, audio=audio)
     cast = None if name in KEEPS_DTYPE else dtype
     module.load_weights(_arrays(wanted, cast), strict=True)
@@ -89,6 +105,7 @@ def load_statistics(model: ModelFolder | str | Path) -> PerChannelStatistics:
     check_tensors(expected, {n: i.shape for n, (_, i) in wanted.items()}, str(where))
     arrays = [(name.removeprefix(prefix), array) for name, array in _arrays(wanted, None)]
     statistics.load_weights(arrays, strict=True)
+    mx.eval(statistics.parameters())
     return statistics
 
 

@@ -21,6 +21,7 @@ from mlx_ltx2.errors import RequestError, WeightsError
 from mlx_ltx2.models.layers.linear import QuantizedLinear, turned
 from mlx_ltx2.weights import hub
 from mlx_ltx2.weights.header import TensorInfo, read_header
+from mlx_ltx2.weights.location import Repo, locate
 from mlx_ltx2.weights.lora_keys import (
     ADAPTER_CONFIG,
     ADAPTER_MODEL,
@@ -50,24 +51,31 @@ def resolve_lora(path: str | Path, say: Say = silent) -> Path:
     Raises: WeightsError if there is none or the hub fails, RequestError if there are several to choose from.
     """
     text = str(path)
-    base, separator, name = text.partition("::")
-    place = Path(base).expanduser()
-    if place.is_file() and not separator:
-        return _safetensors(place)
+    base, _, name = text.partition("::")
+    place = locate(
+        base,
+        "file",
+        "Give a safetensors file, a folder that holds one, or a hub id OWNER/NAME, followed by ::FILE if it holds "
+        "several.",
+    )
+    if isinstance(place, Repo):
+        return _from_hub(place.name, name, say)
     if place.is_dir():
         return place / _choose(base, name, [p.relative_to(place).as_posix() for p in place.rglob("*.safetensors")])
-    if hub.is_repo_id(base) and not base.endswith(".safetensors"):
-        return _from_hub(base, name, say)
-    raise WeightsError(
-        f"LoRA {text}: there is no such file. Give a safetensors file, a folder that holds one, or a hub id "
-        "OWNER/NAME, followed by ::FILE if it holds several."
-    )
+    if name:
+        raise RequestError(f"LoRA {text}: {base} is a single file, so there is nothing to choose; drop ::{name}.")
+    return _safetensors(place)
 
 
 def _safetensors(path: Path) -> Path:
-    if path.suffix != ".safetensors":
+    if path.suffix != ".safetensors" and (path.suffix or not _is_blob(path)):
         raise WeightsError(f"LoRA {path}: only safetensors files are read, not {path.suffix or 'others'}. Convert it.")
     return path
+
+
+def _is_blob(path: Path) -> bool:
+    """A file of the hub's cache by its own name, which is a hash without a suffix."""
+    return path.parent.name == "blobs"
 
 
 def _choose(where: str, name: str, names: Sequence[str]) -> str:
@@ -236,9 +244,13 @@ class _Arrays:
         self.bytes_read = 0
 
     def take(self, pair: Pair) -> tuple[mx.array, mx.array]:
-        return self._take(pair.down), self._take(pair.up)
+        return self._take(pair.down, pair.scales[0]), self._take(pair.up, pair.scales[1])
 
-    def _take(self, name: str) -> mx.array:
+    def _take(self, name: str, scale: str | None) -> mx.array:
+        values = self._float32(name)
+        return values if scale is None else values * self._float32(scale).reshape(-1, 1)
+
+    def _float32(self, name: str) -> mx.array:
         array = self._arrays.pop(name)
         self.bytes_read += self._infos[name].nbytes
         if self._infos[name].dtype == "F8_E4M3":  # mlx hands these out as bytes

@@ -25,6 +25,11 @@ from mlx_ltx2.weights.header import Header, TensorInfo, read_header
 
 _PAIR = re.compile(r"(?P<module>.+)\.lora[_.](?P<side>A|B|down|up)(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?")
 _DOWN = ("A", "down")
+_SCALE = re.compile(
+    r"(?P<side>.+\.lora[_.](A|B|down|up)(\.(?!weight|scale)[^.]+)?)(\.weight)?[._](weight_scale|scale_weight|scale)"
+)
+_NO_WEIGHTS = re.compile(r"(.+\.)?(scaled_fp8|comfy_quant|input_scale|scale_input)")
+"""Marks of fp8 files that say nothing about a weight: the scale of activations, the kind of the file."""
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
 
 _UNSUPPORTED = {
@@ -75,7 +80,8 @@ _FLAT_PREFIXES = (
 class Pair:
     """scale * up @ down is what the pair adds to a weight (outputs, inputs).
 
-    down, up: tensor names in the file; keys: these two and the alpha, if there is one.
+    down, up: tensor names in the file; keys: these two and what else belongs to them (alpha, scales).
+    scales: tensor names of the factors of fp8 matrices, one number or one a row, None without.
     """
 
     down: str
@@ -85,6 +91,7 @@ class Pair:
     outputs: int
     scale: float = 1.0
     keys: tuple[str, ...] = ()
+    scales: tuple[str | None, str | None] = (None, None)
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ def read_lora(path: str | Path) -> LoraFile:
     header = read_header(path)
     tensors = header.tensors
     _refuse_kinds(header.path, tensors)
-    sides, others = _sides(header.path, tensors)
+    marks = [name for name in tensors if _NO_WEIGHTS.fullmatch(name)]
+    scales = {name: m["side"] for name in tensors if name not in marks and (m := _SCALE.fullmatch(name))}
+    sides, others = _sides(header.path, [n for n in tensors if n not in scales and n not in marks])
     if not sides:
         raise WeightsError(
             f"{path}: holds no LoRA; none of its {len(tensors)} tensors is a lora_A, lora_B, lora_down or "
@@ -123,6 +132,7 @@ def read_lora(path: str | Path) -> LoraFile:
     alphas = {m["module"]: name for name in others if (m := _ALPHA.fullmatch(name)) and m["module"] in sides}
     settings = _Settings.of(header)
     pairs = {module: _pair(header, module, *names) for module, names in sides.items()}
+    owners = {side: name for name, side in scales.items()}
     with header.path.open("rb") as file:
         for module, pair in pairs.items():
             name = alphas.get(module)
@@ -132,7 +142,9 @@ def read_lora(path: str | Path) -> LoraFile:
                 file.seek(tensors[name].begin)
                 alpha = _number(header.path, name, tensors[name], file.read(tensors[name].nbytes))
                 keys, scale = (*keys, name), alpha / pair.rank
-            pairs[module] = replace(pair, scale=scale, keys=keys)
+            factors = tuple(_factor(header, matrix, owners) for matrix in (pair.down, pair.up))
+            keys = (*keys, *(factor for factor in factors if factor is not None))
+            pairs[module] = replace(pair, scale=scale, keys=keys, scales=(factors[0], factors[1]))
     used = set(alphas.values())
     return LoraFile(header.path, pairs, header.metadata, tuple(n for n in others if n not in used))
 
@@ -219,6 +231,23 @@ def _pair(header: Header, module: str, down: str, up: str) -> Pair:
                 "to BF16."
             )
     return Pair(down, up, a.shape[0], a.shape[1], b.shape[0])
+
+
+def _factor(header: Header, matrix: str, owners: Mapping[str, str]) -> str | None:
+    """Name of the tensor that an fp8 matrix is multiplied by, None if there is none.
+
+    Raises: WeightsError if it is neither one number nor one a row.
+    """
+    name = owners.get(matrix.removesuffix(".weight"))
+    if name is None:
+        return None
+    info, rows = header.tensors[name], header.tensors[matrix].shape[0]
+    if info.size not in (1, rows) or info.dtype not in _DTYPES[:3]:
+        raise WeightsError(
+            f"{header.path}: {name!r}, the scale of an fp8 matrix, is {info.dtype} {info.shape}; one number or one for "
+            f"each of the {rows} rows is needed. Take the LoRA in BF16."
+        )
+    return name
 
 
 def _number(path: Path, name: str, info: TensorInfo, data: bytes) -> float:

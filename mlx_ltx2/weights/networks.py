@@ -18,7 +18,8 @@ from mlx_ltx2.traits import Traits
 from mlx_ltx2.weights.embedding_cache import EmbeddingCache, identity_of
 from mlx_ltx2.weights.hub import FileName
 from mlx_ltx2.weights.index import MANIFEST, TEXT_ENCODER, ModelFolder, read_json
-from mlx_ltx2.weights.load import load_component, load_statistics, read_shards
+from mlx_ltx2.weights.load import lazy_component as load_component
+from mlx_ltx2.weights.load import load_statistics, read_shards
 from mlx_ltx2.weights.lora import (
     Say,
     Shape,
@@ -31,7 +32,8 @@ from mlx_ltx2.weights.lora import (
 )
 from mlx_ltx2.weights.lora_keys import read_lora
 from mlx_ltx2.weights.streaming import stream_transformer
-from mlx_ltx2.weights.text_encoder import TextEncoder, TextEncoderInfo, check_text_encoder, load_text_encoder
+from mlx_ltx2.weights.text_encoder import TextEncoder, TextEncoderInfo, check_text_encoder
+from mlx_ltx2.weights.text_encoder import lazy_text_encoder as load_text_encoder
 from mlx_ltx2.weights.upsampler_file import load_upsampler_file
 
 UPSAMPLERS = {

@@ -22,7 +22,10 @@ from mlx_ltx2.models.text.gemma import build_gemma, gemma_args, hidden_states_of
 from mlx_ltx2.models.text.tokenizer import PromptTokenizer
 from mlx_ltx2.states import PromptTokens
 from mlx_ltx2.weights.header import TensorInfo, read_header
+from mlx_ltx2.weights.hub import find_text_encoder
+from mlx_ltx2.weights.location import Repo, locate
 from mlx_ltx2.weights.quantize import Quantization, wide_rows
+from mlx_ltx2.weights.recognise import recognise_file
 from mlx_ltx2.weights.streaming import (
     BlockStream,
     Place,
@@ -102,6 +105,31 @@ class _Folder:
     files: Mapping[str, tuple[Path, str]]
 
 
+def locate_text_encoder(source: str | Path) -> Path | Repo:
+    """The Gemma 3 folder, or the repo, that a person means; a repo is looked up, and nothing of it downloaded.
+
+    Raises: WeightsError if it does not exist, or is a single file.
+    """
+    place = locate(source, "folder", "Give a Gemma 3 folder or a hub repo id as text encoder.")
+    if isinstance(place, Repo):
+        find_text_encoder(place.name)
+    elif not place.is_dir():
+        says = recognise_file(place).says
+        raise WeightsError(
+            f"{place}: is a single file ({says}), and a text encoder is a folder with config.json, tokenizer and "
+            "weights. Give a Gemma 3 folder or a hub repo id."
+        )
+    return place
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """Where the tokenizer of a text encoder lies: in its folder, or in `tokenizer` beside it, as diffusers saves it."""
+    for place in (folder, folder.parent / "tokenizer"):
+        if any((place / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            return place
+    return folder
+
+
 def check_text_encoder(
     folder: str | Path, expected_width: int | None = None, expected_layers: int | None = None
 ) -> TextEncoderInfo:
@@ -136,7 +164,7 @@ def load_text_encoder(
     *,
     resident_layers: int | None = None,
 ) -> TextEncoder:
-    """Text encoder of a Gemma 3 folder. Weights stay on disk until they are used.
+    """Text encoder of a Gemma 3 folder, read and ready for use in any thread unless layers are streamed.
 
     expected_width, expected_layers: of the checkpoint the prompt is for (3840 and 48 in the released ones).
     resident_layers: keep so many layers, read the others at every use, and only the rows of the embedding that a
@@ -145,6 +173,20 @@ def load_text_encoder(
     Raises: WeightsError if a file is missing or damaged, a tensor is missing, unexpected or misshapen, if
     the size is not the expected one, or if the tokenizer is missing or of another model.
     """
+    encoder = lazy_text_encoder(folder, expected_width, expected_layers, resident_layers=resident_layers)
+    if resident_layers is None:
+        mx.eval(encoder.model.parameters())
+    return encoder
+
+
+def lazy_text_encoder(
+    folder: str | Path,
+    expected_width: int | None = None,
+    expected_layers: int | None = None,
+    *,
+    resident_layers: int | None = None,
+) -> TextEncoder:
+    """As `load_text_encoder`; weights stay on disk until they are used, in the thread that called this."""
     found, model, tokenizer = _check(folder, expected_width, expected_layers)
     if resident_layers is None:
         loaded: dict[Path, dict[str, mx.array]] = {}
@@ -200,7 +242,7 @@ def _check(folder: str | Path, width: int | None, layers: int | None) -> tuple[_
     model = build_gemma(found.args)
     _quantize(model, found)
     _compare(model, found)
-    tokenizer = PromptTokenizer.from_folder(found.path)
+    tokenizer = PromptTokenizer.from_folder(tokenizer_folder(found.path))
     tokenizer.check_fits(found.args.vocab_size, found.path)
     return found, model, tokenizer
 
@@ -219,7 +261,7 @@ def _read(folder: Path) -> _Folder:
     infos: dict[str, TensorInfo] = {}
     files: dict[str, tuple[Path, str]] = {}
     unknown = []
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         for stored, info in read_header(file).tensors.items():
             if stored.startswith(IGNORED):
                 continue
@@ -242,10 +284,16 @@ def _text_name(stored: str) -> str | None:
     return None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The shards of a Gemma 3 folder, as its index names them; other files of weights in it do not count.
+
+    Raises: WeightsError if the index or a shard is missing or damaged.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         files = sorted(folder.glob("*.safetensors"))
+        # diffusers' own save may lie beside transformers', with the same tensors a second time
+        files = [f for f in files if not f.name.startswith("diffusion_pytorch_model")] or files
         if not files:
             raise WeightsError(f"{folder}: there is no .safetensors file. Download the Gemma 3 folder again.")
         return files

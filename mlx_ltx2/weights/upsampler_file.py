@@ -25,11 +25,12 @@ def check_upsampler_file(path: str | Path, kind: str) -> None:
 
 
 def load_upsampler_file(path: str | Path, kind: str, dtype: mx.Dtype | None = None) -> LatentUpsampler:
-    """The upsampler of an official file, its weights not yet evaluated; raises as `check_upsampler_file` does."""
+    """The upsampler of an official file, ready for use in any thread; raises as `check_upsampler_file` does."""
     network, header = bare_upsampler_file(path, kind)
     loaded: Any = mx.load(str(header.path))
     arrays = [(name, to_mlx_layout(name, array)) for name, array in loaded.items()]
     network.load_weights([(n, a if dtype is None else a.astype(dtype)) for n, a in arrays], strict=True)
+    mx.eval(network.parameters())
     network.eval()
     return network
 
