@@ -432,7 +432,7 @@ def _copied(name: str, shapes: dict[str, Any], views: dict[str, np.ndarray]) -> 
     rows, columns = view.strides[-2:]
     if (columns == 1 and rows >= shape[-1]) or (rows == 1 and columns >= shape[-2]):
         return 0
-    return math.prod(shape) * dtype.size
+    return int(math.prod(shape) * dtype.size)
 
 
 def _unfolded(node: Node, shapes: dict[str, Any]) -> tuple[int, int]:

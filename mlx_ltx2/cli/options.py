@@ -63,7 +63,7 @@ class Command(click.Command):
         return super().parse_args(ctx, gather_values(args))
 
 
-class Parts(click.ParamType):
+class Parts(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click alone
     """PATH [NUMBER ...] as a tuple of the given types."""
 
     name = "path [number ...]"
@@ -81,7 +81,7 @@ class Parts(click.ParamType):
             self.fail(f"{' '.join(pieces)}: wants {' '.join(t.__name__ for t in self.types)}", param, ctx)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType):  # type: ignore[type-arg]  # as above
     """Several numbers, separated by blanks or commas."""
 
     name = "numbers"

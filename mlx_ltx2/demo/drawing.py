@@ -62,14 +62,14 @@ def landings(seconds: float, bounces: float = 2.2, phase: float = 0.35) -> list[
 def _distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Distance of points from the edge of a shape around 0, negative inside."""
     if kind == "circle":
-        return np.hypot(x, y) - radius
+        return np.asarray(np.hypot(x, y) - radius)
     if kind == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - 0.86 * radius
+        return np.asarray(np.maximum(np.abs(x), np.abs(y)) - 0.86 * radius)
     if kind == "triangle":
-        return np.maximum(np.sqrt(0.75) * np.abs(x) - 0.5 * y, y) - 0.58 * radius
+        return np.asarray(np.maximum(np.sqrt(0.75) * np.abs(x) - 0.5 * y, y) - 0.58 * radius)
     fifth = 2 * np.pi / 5
     angle = np.mod(np.arctan2(x, -y) + fifth / 2, fifth) - fifth / 2
     along, across = np.hypot(x, y) * np.cos(angle), np.abs(np.hypot(x, y) * np.sin(angle))
     inner_x, inner_y = 0.48 * np.cos(fifth / 2), 0.48 * np.sin(fifth / 2)  # where two points of the star meet
     length = np.hypot(inner_y, 1.1 - inner_x)
-    return ((along - 1.1 * radius) * inner_y + across * (1.1 - inner_x)) / length
+    return np.asarray(((along - 1.1 * radius) * inner_y + across * (1.1 - inner_x)) / length)

@@ -208,9 +208,9 @@ def write_still(image: Image.Image, path: Path, arguments: Mapping[str, object])
     """Save as PNG, JPEG or WebP by suffix."""
     suffix = path.suffix.lower()
     if suffix == ".png":
-        image.save(path, "PNG", **arguments)  # type: ignore[arg-type]
+        image.save(path, "PNG", **arguments)
     elif suffix in (".jpg", ".jpeg"):
-        image.save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0, **arguments)  # type: ignore[arg-type]
+        image.save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0, **arguments)
     else:
         image.save(path, "WEBP", lossless=True)
 

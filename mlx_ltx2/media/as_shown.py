@@ -329,4 +329,4 @@ def _opaque(frame: Any) -> np.ndarray:
     alpha = rgba[..., 3:].astype(np.uint16)
     if alpha.min() == 255:
         return np.ascontiguousarray(rgba[..., :3])
-    return ((rgba[..., :3] * alpha + _GROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.asarray(((rgba[..., :3] * alpha + _GROUND * (255 - alpha) + 127) // 255).astype(np.uint8))

@@ -74,7 +74,7 @@ def to_stereo(samples: np.ndarray, layout: str | None = None) -> np.ndarray:
     layout = layout or f"{channels} channels"
     if stays(layout):
         return samples
-    return samples @ stereo_matrix(layout)
+    return np.asarray(samples @ stereo_matrix(layout))
 
 
 def fit_length(samples: np.ndarray, length: int) -> np.ndarray:

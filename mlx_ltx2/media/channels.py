@@ -59,7 +59,7 @@ def stereo_matrix(layout: str) -> np.ndarray:
     for weight, name in zip(weights, names, strict=True):
         if not weight.any() and not name.startswith("LFE"):
             weight[:] = {"L": (_SIDE, 0), "R": (0, _SIDE)}.get(name[-1], (_SIDE**2, _SIDE**2))
-    return (weights / max(1.0, weights.sum(axis=0).max())).astype(np.float32)
+    return np.asarray((weights / max(1.0, weights.sum(axis=0).max())).astype(np.float32))
 
 
 def _names(layout: str) -> tuple[str, ...]:

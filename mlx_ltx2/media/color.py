@@ -42,9 +42,9 @@ def _mix(planes: list[np.ndarray], weights: tuple[int, int, int], offset: int, b
         mixed += np.multiply(plane, weight, out=term, dtype=np.int32)
     mixed += (offset << bits) + (1 << (bits - 1))
     mixed >>= bits
-    return mixed
+    return np.asarray(mixed)
 
 
 def _block_sums(plane: np.ndarray) -> np.ndarray:
     rows = np.add(plane[0::2], plane[1::2], dtype=np.int32)
-    return rows[:, 0::2] + rows[:, 1::2]
+    return np.asarray(rows[:, 0::2] + rows[:, 1::2])

@@ -109,7 +109,7 @@ class FrameTimes:
             times = np.arange(count) / float(own)
             early = (0.5 if abs(own / fps - 1) < Fraction(1, 500) else 1e-3) / float(fps)
         places = np.arange(max(1, int(np.ceil(self.end * float(fps) - 0.5 * (own is None) - 1e-3))))
-        return np.searchsorted(times, places / float(fps) + early, "right") - 1
+        return np.asarray(np.searchsorted(times, places / float(fps) + early, "right") - 1)
 
     def _stray(self, rate: Fraction) -> float:
         """Seconds between the earliest and the latest picture, seen from a constant rate."""

@@ -123,7 +123,7 @@ def _bilinear(
     mixed = frame[low].astype(np.float32) * (1 - weight) + frame[high].astype(np.float32) * weight
     low, high, weight = columns
     weight = weight[None, :, None]
-    return mixed[:, low] * (1 - weight) + mixed[:, high] * weight
+    return np.asarray(mixed[:, low] * (1 - weight) + mixed[:, high] * weight)
 
 
 def normalize_pixels(frames: np.ndarray) -> np.ndarray:

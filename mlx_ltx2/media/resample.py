@@ -62,4 +62,4 @@ def _taps(phase: np.ndarray, new: int, reach: int, cutoff: float) -> np.ndarray:
     offsets = np.arange(-reach, reach + 1, dtype=np.float64)
     crossings = np.clip((offsets - phase[:, None] / new) * cutoff, -ZERO_CROSSINGS, ZERO_CROSSINGS)
     window = np.cos(crossings * (np.pi / ZERO_CROSSINGS / 2)) ** 2
-    return (np.sinc(crossings) * window * cutoff).astype(np.float32)
+    return np.asarray((np.sinc(crossings) * window * cutoff).astype(np.float32))

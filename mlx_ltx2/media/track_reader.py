@@ -141,7 +141,7 @@ class TrackReader:
         check_layout(layout, self._path)
         low = ", low effects are left out" if any(c.name.startswith("LFE") for c in frame.layout.channels) else ""
         self._say(f"{layout} sound is mixed to stereo{low}")
-        return to_float(frame) @ stereo_matrix(layout)
+        return np.asarray(to_float(frame) @ stereo_matrix(layout))
 
     def _check_size(self, samples: int) -> None:
         channels = self._stream.codec_context.layout.nb_channels
@@ -192,9 +192,9 @@ def to_float(frame: Any) -> np.ndarray:
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if name == "u8":
-        return ((values.astype(np.float32) - 128.0) / 128.0).astype(np.float32)
+        return np.asarray(((values.astype(np.float32) - 128.0) / 128.0).astype(np.float32))
     if name in _FULL_SCALE:
-        return (values.astype(np.float64) / _FULL_SCALE[name]).astype(np.float32)
+        return np.asarray((values.astype(np.float64) / _FULL_SCALE[name]).astype(np.float32))
     return np.ascontiguousarray(values, dtype=np.float32)
 
 

@@ -142,7 +142,7 @@ class Needs:
         """Bytes of all text contexts."""
         sizes = [(c.context_dim, c) for c in (self._config.video, self._config.audio) if c is not None]
         width = sum((c.caption_channels or c.context_dim) for _, c in sizes)
-        return max(1, len(self._prompts())) * CONTEXT_TOKENS * width * self.dtype.size
+        return int(max(1, len(self._prompts())) * CONTEXT_TOKENS * width * self.dtype.size)
 
     # media
 

@@ -233,7 +233,7 @@ def _image_mode(filled: Filled, card: ModelCard, frame: int) -> str:
         raise RequestError(
             f"image at frame {frame}: replacing works at frame 0 and frames {step}k+1; use mode keyframe."
         )
-    return mode
+    return str(mode)
 
 
 def user_loras(filled: Filled, stage: int) -> tuple[LoraUse, ...]:

@@ -264,7 +264,7 @@ class Run:
     def _denoise(
         self,
         number: int,
-        transformer: Resident,
+        transformer: Resident[Any],
         guided: Guided,
         media: Media,
         previous: tuple[mx.array | None, mx.array | None],
@@ -372,9 +372,9 @@ class _Transformers:
         self._memory = memory
         self._say = progress.note
         self._key: TransformerKey | None = None
-        self._resident: Resident | None = None
+        self._resident: Resident[Any] | None = None
 
-    def __call__(self, stage: StagePlan) -> Resident:
+    def __call__(self, stage: StagePlan) -> Resident[Any]:
         key = transformer_key(stage)
         if key != self._key or self._resident is None:
             self.free()

@@ -120,8 +120,9 @@ def typed_network(stored: Stored, dtype: mx.Dtype | None) -> tuple[Any, mx.Dtype
 
 
 def _flat(module: nn.Module) -> list[tuple[str, mx.array]]:
-    found: Any = tree_flatten(module.parameters())
-    return found
+    flat = tree_flatten(module.parameters())
+    assert isinstance(flat, list)
+    return flat
 
 
 def _give_types(module: nn.Module, types: Mapping[str, mx.Dtype], dtype: mx.Dtype | None) -> None:
@@ -342,7 +343,7 @@ def enhance_room(stored: Stored, prompt: str, from_image: bool, new_tokens: int)
     def kept(cache: Any, tokens: int) -> int:
         rows = -(-tokens // cache.step) * cache.step
         window = getattr(cache, "max_size", None)  # of layers that look back only so far
-        return row * (rows if window is None else min(rows, window + PREFILL_TOKENS - 1))
+        return int(row * (rows if window is None else min(rows, window + PREFILL_TOKENS - 1)))
 
     others = sum(kept(cache, len(turn) + new_tokens) for cache in caches[some:])
     longer = sum(kept(cache, len(turn) + new_tokens) - kept(cache, count) for cache in caches[:some])

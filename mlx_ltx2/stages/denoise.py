@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from mlx_ltx2.diffusion.denoisers import Denoiser, Evaluator, GuidedDenoiser, SimpleDenoiser
 from mlx_ltx2.diffusion.guidance import OFF, GuidanceParams
 from mlx_ltx2.diffusion.loop import OnStep
@@ -18,7 +20,7 @@ from mlx_ltx2.diffusion.state import (
     freeze,
 )
 from mlx_ltx2.diffusion.steppers import make_stepper
-from mlx_ltx2.models.transformer import Kept, Transformer
+from mlx_ltx2.models.transformer import Kept, RopeTables, Transformer
 from mlx_ltx2.states import LatentState, TextContext
 
 
@@ -70,7 +72,7 @@ def denoise(
     kept = Kept("clip" if text_cache else "block")
     dtype = next(s.latent.dtype for s in states if s is not None)
 
-    def rope(video, audio):
+    def rope(video: np.ndarray | None, audio: np.ndarray | None) -> RopeTables:
         return replace(transformer.rope(video, audio, dtype), kept=kept)
 
     evaluator = Evaluator(transformer, rope, settings.max_batch_size)

@@ -43,7 +43,7 @@ class Clip:
 
     @property
     def seconds(self) -> float:
-        return self.plan.shape.seconds
+        return float(self.plan.shape.seconds)
 
     def save(self, path: str | Path, *, crf: float = 19, overwrite: bool = False) -> Path:
         """Write the clip; the suffix decides the kind of file (.mp4 .mov .gif .webp .png .jpg .wav).

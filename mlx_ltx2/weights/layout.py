@@ -7,6 +7,7 @@ permutation decided by the tensor's name and rank alone.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _TRANSPOSED_CONV = re.compile(r"(^|\.)ups\.\d+\.weight$")
 _CONV_1D = (".weight", ".filter", "_basis")
@@ -38,7 +39,7 @@ def official_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(shape[axes.index(i)] for i in range(len(shape)))
 
 
-def to_mlx_layout(name: str, array):
+def to_mlx_layout(name: str, array: Any) -> Any:
     """Official layout -> MLX layout, for numpy and MLX arrays alike."""
     axes = permutation(name, array.ndim)
     return array if axes is None else array.transpose(*axes)

@@ -315,7 +315,7 @@ class QuantizedLinearWithLora(QuantizedLinear):
 def branch_dtype(layer: nn.QuantizedLinear) -> mx.Dtype:
     """Type in which a LoRA beside a quantized layer is kept and computed: that of the activations."""
     for name in ("bias", "scales"):
-        array = layer.get(name)
+        array: mx.array | None = layer.get(name)
         if array is not None and mx.issubdtype(array.dtype, mx.floating):
             return array.dtype
     return mx.bfloat16
