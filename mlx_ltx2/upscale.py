@@ -213,10 +213,8 @@ class _Upscale:
 
     def _encoded(self) -> mx.array:
         plan = self.plan
-        if plan.still:
-            frames = load_image(plan.source)[None]
-        else:
-            frames = read_frames(plan.source, fps=exact_fps(plan.original.fps))
+        fps = exact_fps(plan.original.fps)
+        frames = load_image(plan.source)[None] if plan.still else read_frames(plan.source, fps=fps)
         if len(frames) != plan.original.frames:
             raise ShapeError(f"{plan.source} has {len(frames)} frames and says it has {plan.original.frames}.")
         grid = padded(frames, self.scale, 2 if "spatial-x1.5" in plan.kinds else 1)

@@ -173,9 +173,8 @@ def look_of(frame: Any, aspect: Fraction | None) -> Look:
     interlaced = bool(frame.interlaced_frame)
     if interlaced:
         notes += ("it is interlaced; one whole picture was made of each two fields",)
-    transparent = frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
     colours = colours_of(frame)
-    return Look(stored, square, colours, orientation, interlaced, transparent, (*colours.notes, *notes))
+    return Look(stored, square, colours, orientation, interlaced, _has_alpha(frame), (*colours.notes, *notes))
 
 
 def squared(stored: tuple[int, int], aspect: Fraction | None) -> tuple[tuple[int, int], tuple[str, ...]]:
@@ -260,6 +259,15 @@ def _ready(graph: Any) -> Iterator[Any]:
             return
 
 
+def is_transparent(frame: Any) -> bool:
+    """Whether something would be seen through a frame."""
+    return _has_alpha(frame) and bool(frame.to_ndarray(format="rgba")[..., 3].min() < 255)
+
+
+def _has_alpha(frame: Any) -> bool:
+    return frame.format.name == "pal8" or any(c.is_alpha for c in frame.format.components)
+
+
 def _tags(frame: Any) -> tuple[int, ...]:
     return frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range
 
@@ -278,16 +286,20 @@ def _steps(look: Look) -> list[tuple[str, str]]:
     primaries = _PRIMARIES.get(colours.primaries, "bt709")
     transfer = _TRANSFERS.get(colours.transfer, "bt709")
     tags += f":color_primaries={primaries}:color_trc={transfer}"
-    hdr = colours.transfer in _HDR
-    to = f"out_primaries=bt709:out_transfer={'smpte2084' if hdr else 'bt709'}:intent=relative_colorimetric"
-    steps = [("setparams", tags), ("scale", f"{size}:{to}")]
-    if hdr:
-        curve = _tone_curve()
-        steps += [("format", "gbrp12"), ("lutrgb", f"r='{curve}':g='{curve}':b='{curve}'")]
-    return [*steps, ("setparams", "color_primaries=bt709:color_trc=bt709"), ("format", out)]
+    # By way of PQ, which has room for every light: straight to BT.709, FFmpeg darkens colours that need no change.
+    to = "out_primaries=bt709:out_transfer=smpte2084:intent=relative_colorimetric"
+    curve = _tone_curve(_KNEE if colours.transfer in _HDR else 1)
+    return [
+        ("setparams", tags),
+        ("scale", f"{size}:{to}"),
+        ("format", "gbrp12"),
+        ("lutrgb", f"r='{curve}':g='{curve}':b='{curve}'"),
+        ("setparams", "color_primaries=bt709:color_trc=bt709"),
+        ("format", out),
+    ]
 
 
-def _tone_curve() -> str:
+def _tone_curve(knee: float) -> str:
     """PQ light with BT.709 primaries -> BT.709 signal, as an expression of FFmpeg's lut filter, each colour by itself.
 
     Light relative to reference white stays up to the knee; above it, an extended Reinhard curve goes on with slope 1
@@ -295,13 +307,13 @@ def _tone_curve() -> str:
     Source: SMPTE ST 2084, ITU-R BT.1886.
     """
     m1, m2, c1, c2, c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
-    room = 1 - _KNEE
-    most = (_PEAK_NITS / _WHITE_NITS - _KNEE) / room
+    room = max(1 - knee, 1e-6)
+    most = (_PEAK_NITS / _WHITE_NITS - knee) / room
     light = f"{1e4 / _WHITE_NITS}*pow(max(ld(0)-{c1},0)/({c2}-{c3}*ld(0)),{1 / m1})"
-    bent = f"{_KNEE}+{room}*ld(2)*(1+ld(2)/{most**2})/(1+ld(2))"
+    bent = f"{knee}+{room}*ld(2)*(1+ld(2)/{most**2})/(1+ld(2))"
     return (
-        f"st(0,pow(min(val/maxval,1),{1 / m2}));st(1,{light});st(2,(ld(1)-{_KNEE})/{room});"
-        f"maxval*pow(min(1,if(lte(ld(1),{_KNEE}),ld(1),{bent})),{1 / 2.4})"
+        f"st(0,pow(min(val/maxval,1),{1 / m2}));st(1,{light});st(2,(ld(1)-{knee})/{room});"
+        f"maxval*pow(min(1,if(lte(ld(1),{knee}),ld(1),{bent})),{1 / 2.4})"
     )
 
 

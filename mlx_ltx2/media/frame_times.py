@@ -14,6 +14,10 @@ _USUAL = (*map(Fraction, _WHOLE), *_NTSC)
 _HIGHEST = Fraction(120)
 _PREVALENT = 0.1
 """Share of the intervals that may be shorter than the one that becomes the rate: a burst does not set it."""
+_TWINS = Fraction(1, 500)
+"""A broadcast rate and its whole one lie closer together than this, all others farther apart, relatively."""
+_ALIKE = 1.8
+"""How many times longer one interval may be than another where both are meant to be the same."""
 _STRAY = 0.5
 """Frames; a clip whose stamps stray less than this from a constant rate keeps its pictures one to one."""
 
@@ -50,7 +54,8 @@ class FrameTimes:
     @cached_property
     def near_rate(self) -> Fraction | None:
         """The constant rate beside which the stamps stray by less than a quarter of a frame each way."""
-        if self.steady_rate or len(self.ticks) < 3:
+        gaps = np.diff(self.ticks)
+        if self.steady_rate or len(gaps) < 2 or gaps.max() > _ALIKE * gaps.min():
             return self.steady_rate
         fitted = Fraction(len(self.ticks) - 1) / (int(self.ticks[-1]) * self.tick)
         usual = min(_USUAL, key=lambda rate: abs(rate - fitted))
@@ -69,10 +74,9 @@ class FrameTimes:
         if self.near_rate or len(self.ticks) == 1:
             return self.near_rate
         for rate in sorted(r for r in _USUAL if r <= 60):
-            places = self.seconds * float(rate)
-            stray = np.abs(places - np.rint(places)).max()
-            if stray <= max(0.1, float(self.tick * rate)) and np.diff(np.rint(places)).min() >= 1:
-                return rate
+            if self._off_grid(rate) <= max(0.1, float(self.tick * rate)):
+                twins = [r for r in _USUAL if abs(r / rate - 1) < _TWINS]
+                return min(twins, key=self._off_grid)
         short = float(np.quantile(np.diff(self.seconds), _PREVALENT, method="higher"))
         usual = min(_USUAL, key=lambda rate: abs(float(rate) * short - 1))
         near = abs(float(usual) * short - 1) < 0.05
@@ -107,9 +111,15 @@ class FrameTimes:
         else:
             # The stamps are those of the rate; 29.97 is taken for 30 until half a frame is between them.
             times = np.arange(count) / float(own)
-            early = (0.5 if abs(own / fps - 1) < Fraction(1, 500) else 1e-3) / float(fps)
+            early = (0.5 if abs(own / fps - 1) < _TWINS else 1e-3) / float(fps)
         places = np.arange(max(1, int(np.ceil(self.end * float(fps) - 0.5 * (own is None) - 1e-3))))
         return np.asarray(np.searchsorted(times, places / float(fps) + early, "right") - 1)
+
+    def _off_grid(self, rate: Fraction) -> float:
+        """How far a picture lies from its place at most, in frames; endless where two share a place."""
+        places = self.seconds * float(rate)
+        whole = np.rint(places)
+        return float(np.abs(places - whole).max()) if np.diff(whole).min() >= 1 else np.inf
 
     def _stray(self, rate: Fraction) -> float:
         """Seconds between the earliest and the latest picture, seen from a constant rate."""

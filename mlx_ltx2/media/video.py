@@ -12,19 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import av
 import numpy as np
 
 from mlx_ltx2.errors import LTX2Error, MediaError, RequestError, ResourceError
-from mlx_ltx2.media.as_shown import Look, Shown, check_one_shape, deinterlaced, look_of, squared
+from mlx_ltx2.media.as_shown import Look, Shown, check_one_shape, deinterlaced, is_transparent, look_of, squared
 from mlx_ltx2.media.frame_times import FrameTimes
 from mlx_ltx2.media.opening import opened, shown_stream
 
 MOST_FRAMES = 36_000
 """Twenty minutes at 30 fps. A clip is read as a whole; a longer one is a film."""
+
+_REORDERED = 17
+"""Pictures among which an AVI mixes up its time stamps: as far as a codec reorders them."""
 
 
 @dataclass(frozen=True)
@@ -263,39 +266,46 @@ def _scanned(path: str | os.PathLike[str], frames: int | None, seconds: Fraction
     with opened(path, "video"):
         found = os.stat(path)
     stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    return _scan(path, stamp, frames, seconds)
+    return _scan(os.fspath(path), stamp, frames, seconds)
 
 
 @lru_cache(maxsize=16)
-def _scan(path: str | os.PathLike[str], stamp: tuple[int, ...], most: int | None, seconds: Fraction | None) -> _Scan:
+def _scan(path: str, stamp: tuple[int, ...], most: int | None, seconds: Fraction | None) -> _Scan:
     with opened(path, "video") as container:
         stream = shown_stream(container, path)
         frames, first, look = _first(container, stream, path)
         hints = _hints(stream)
         tick = Fraction(first.time_base or stream.time_base or Fraction(1, 1000))
-        step = max(1, round(1 / ((hints[0] if hints else 25) * tick)))
+        rate = hints[0] if hints else Fraction(25)
+        step = max(1, round(1 / (rate * tick)))
         notes: dict[str, None] = {}
-        ticks: list[int] = []
+        stamps: list[int] = []
         last, whole = 0, True
         for frame in frames:
             notes |= dict.fromkeys(_said_of(frame, look, path))
-            at = frame.pts if frame.pts is not None else ticks[-1] + step if ticks else 0
-            ticks.append(at if not ticks else max(at, ticks[-1] + 1))
+            stamps.append(frame.pts if frame.pts is not None else stamps[-1] + step if stamps else 0)
             last = frame.duration or 0
-            if (most and len(ticks) > most) or (seconds and (ticks[-1] - ticks[0]) * tick > seconds):
+            past = seconds is not None and (min(stamps[-_REORDERED:]) - stamps[0]) * tick > seconds
+            if past or (most and len(stamps) > most):
                 whole = False
                 break
-            if len(ticks) > MOST_FRAMES:
+            if len(stamps) > MOST_FRAMES:
                 raise ResourceError(f"{path} has more than {MOST_FRAMES} frames; cut it into shorter clips first.")
-        if whole and stream.frames > len(ticks):
-            notes[f"its header counts {stream.frames} pictures; a player shows {len(ticks)}, and so many are read"] = (
-                None
-            )
-    return _Scan(FrameTimes(np.array(ticks, np.int64) - ticks[0], tick, last, hints), tuple(notes))
+        if whole and stream.frames > len(stamps):
+            said = f"its header counts {stream.frames} pictures; a player shows {len(stamps)}, and so many are read"
+            notes[said] = None
+    if any(later < earlier for earlier, later in pairwise(stamps)):
+        notes[f"its time stamps run backwards; read at the {_number(rate)} fps of its header"] = None
+        return _Scan(FrameTimes(np.arange(len(stamps)), 1 / rate, 1, (rate,)), tuple(notes))
+    # Of two pictures with one time stamp a player shows both for a moment.
+    ticks = np.maximum.accumulate(np.array(stamps, np.int64) - np.arange(len(stamps))) + np.arange(len(stamps))
+    return _Scan(FrameTimes(ticks - ticks[0], tick, last, hints), tuple(notes))
 
 
 def _said_of(frame: Any, look: Look, path: str | os.PathLike[str]) -> list[str]:
     said = ["some of its pictures are damaged; they are read as far as they can be"] if frame.is_corrupt else []
+    if is_transparent(frame):
+        said.append("it is transparent in places; read in front of grey")
     size = (frame.width, frame.height)
     if size != look.stored:
         with _naming(path):

@@ -274,7 +274,8 @@ class CopySink:
         self, partial: Path, picture: str | os.PathLike[str], fps: Fraction, metadata: Mapping[str, str]
     ) -> None:
         self._picture, self._fps, self._frames = picture, fps, 0
-        if not probe(picture, count=True).as_is:
+        info = probe(picture, count=True)
+        if not info.as_is or info.frames != _stored(picture):
             raise MediaError(f"{picture} is not shown as it is stored.")
         self._container = _open_movie(partial, fps, metadata)
         try:
@@ -304,6 +305,12 @@ class CopySink:
         # The file is thrown away: whether its trailer could still be written does not matter.
         with suppress(av.error.FFmpegError, OSError):
             self._container.close()
+
+
+def _stored(picture: str | os.PathLike[str]) -> int:
+    """Compressed pictures in a file, shown or not."""
+    with opened(picture, "video") as source:
+        return sum(packet.dts is not None for packet in source.demux(shown_stream(source, picture)))
 
 
 def _open_movie(partial: Path, fps: Fraction, metadata: Mapping[str, str]) -> Any:

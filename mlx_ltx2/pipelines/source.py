@@ -102,9 +102,8 @@ def made_over(filled: Filled, sigmas: tuple[float, ...]) -> tuple[tuple[float, .
     info, count, fps = filled.source, filled.num_frames, float(filled.fps)
     found = int((info.frames or 0) * exact_fps(fps) / info.fps) if info.fps else info.frames or 0
     if found < count:
-        raise RequestError(
-            f"{filled.request.video} has {found} frames at {fps:g} fps and {count} are wanted; ask for fewer."
-        )
+        at = "" if not info.fps or exact_fps(fps) == info.fps else f" at {fps:g} fps"
+        raise RequestError(f"{filled.request.video} has {found} frames{at} and {count} are wanted; ask for fewer.")
     kept = shortened(filled, sigmas)
     use = SourceUse(str(filled.request.video), count, info.has_audio, (0, count), track=filled.audio_track, fps=fps)
     return kept, {"start": "input", "noise_scale": kept[0]}, {"video_input": use}
