@@ -20,9 +20,9 @@ from mlx_ltx2.library import DEMO, cache_folder, open_lora, open_model, open_tex
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.claims import Claim
 from mlx_ltx2.media.estimate import clip_bytes
-from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_place, check_writable, replacing, writing
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_place, writing
 from mlx_ltx2.media.metadata import made_here
-from mlx_ltx2.media.outputs import check_apart, check_frames_folder, check_replaceable
+from mlx_ltx2.media.outputs import check_apart, check_frames_folder, check_replaceable, check_writable, replacing
 from mlx_ltx2.media.sound_track import probe_sound
 from mlx_ltx2.media.writer import FITTED_SOUND
 from mlx_ltx2.pipelines import parts, presets, recipes

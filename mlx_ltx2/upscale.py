@@ -20,9 +20,10 @@ from mlx_ltx2.generate import DEFAULT_MODEL, Decoded, LTX2Pipeline, Output, not_
 from mlx_ltx2.library import DEMO
 from mlx_ltx2.media.audio import read_audio
 from mlx_ltx2.media.estimate import clip_bytes
-from mlx_ltx2.media.files import VIDEO_SUFFIXES, check_writable
+from mlx_ltx2.media.files import VIDEO_SUFFIXES
 from mlx_ltx2.media.frame_rate import exact_fps
 from mlx_ltx2.media.images import load_image
+from mlx_ltx2.media.outputs import check_writable
 from mlx_ltx2.media.pictures import read_picture
 from mlx_ltx2.media.sound_track import probe_sound
 from mlx_ltx2.media.video import probe, read_frames

@@ -44,8 +44,8 @@ def command(
     from mlx_ltx2.demo import says
     from mlx_ltx2.demo.sheet import contact_sheet
     from mlx_ltx2.demo.show import Show
-    from mlx_ltx2.media.files import replacing
     from mlx_ltx2.media.images import save_image
+    from mlx_ltx2.media.outputs import replacing
     from mlx_ltx2.progress import make_progress
 
     shown = make_progress(opts.progress_style(progress, quiet))
@@ -65,8 +65,8 @@ def command(
 def _check(target: Path, sheet: Path, everything: bool, overwrite: bool) -> None:
     """Refuse what would lose a file before the first clip is made."""
     from mlx_ltx2.demo.show import clip_files, given_files
-    from mlx_ltx2.media.files import check_place, check_writable
-    from mlx_ltx2.media.outputs import check_apart, check_replaceable
+    from mlx_ltx2.media.files import check_place
+    from mlx_ltx2.media.outputs import check_apart, check_replaceable, check_writable
 
     check_writable(target, num_frames=2, overwrite=overwrite)
     files = [*clip_files(target, everything), sheet, *(given_files(target) if everything else ())]

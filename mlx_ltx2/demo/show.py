@@ -12,8 +12,8 @@ from mlx_ltx2.demo import drawing
 from mlx_ltx2.demo.sheet import Row, spectrogram
 from mlx_ltx2.generate import LTX2Pipeline
 from mlx_ltx2.media.audio import write_wav
-from mlx_ltx2.media.files import replacing
 from mlx_ltx2.media.images import save_image
+from mlx_ltx2.media.outputs import replacing
 from mlx_ltx2.progress import Progress
 from mlx_ltx2.stages.write import Clip
 

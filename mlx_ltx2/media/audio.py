@@ -10,9 +10,9 @@ import numpy as np
 
 from mlx_ltx2.errors import MediaError, RequestError
 from mlx_ltx2.media.channels import check_layout, stays, stereo_matrix
-from mlx_ltx2.media.files import replacing
 from mlx_ltx2.media.metadata import pack
 from mlx_ltx2.media.opening import first_picture_seconds, opened
+from mlx_ltx2.media.outputs import replacing
 from mlx_ltx2.media.sound_track import chosen_track
 from mlx_ltx2.media.track_reader import TrackReader
 from mlx_ltx2.states import Waveform

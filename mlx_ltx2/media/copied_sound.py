@@ -13,8 +13,9 @@ import av
 import numpy as np
 
 from mlx_ltx2.errors import MediaError
-from mlx_ltx2.media.files import reading, replacing
+from mlx_ltx2.media.files import reading
 from mlx_ltx2.media.opening import first_picture_seconds, open_media, opened
+from mlx_ltx2.media.outputs import replacing
 from mlx_ltx2.media.sound_track import chosen_track
 from mlx_ltx2.media.track_reader import TrackReader
 

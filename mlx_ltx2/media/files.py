@@ -12,7 +12,7 @@ from pathlib import Path
 
 import av.error
 
-from mlx_ltx2.errors import LTX2Error, MediaError, RequestError, ResourceError
+from mlx_ltx2.errors import LTX2Error, MediaError, ResourceError
 from mlx_ltx2.media.claims import Claim, real_path
 
 VIDEO_SUFFIXES = (".mp4", ".mov")
@@ -60,74 +60,6 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         raise MediaError(f"{path} cannot be written ({_reason(error)}); choose another output.") from error
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a new, empty file beside `path`; it takes that name on success and is removed on any exception.
-
-    A symbolic link stays a link, and the file that it points to is replaced. overwrite: see `check_writable`.
-
-    Raises RequestError for a file of others and for a name that another run writes, MediaError, ResourceError.
-    """
-    from mlx_ltx2.media.outputs import check_replaceable  # it reads metadata, which is read through this module
-
-    with writing(path):
-        check_replaceable(path, overwrite=overwrite)
-        with Claim(path) as claim:
-            partial = claim.partial(Path(path).suffix)
-            yield partial
-            check_replaceable(path, overwrite=overwrite)  # a file may have come meanwhile
-            os.replace(partial, claim.target)
-
-
-@contextmanager
-def replacing_files(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a new, empty folder for numbered frames; on success they move to the folder `path`, else they go.
-
-    Frames of an earlier run are removed from `path`; all that others made stays, unless overwrite is True and a new
-    frame has its number.
-
-    Raises RequestError for frames of others and for a folder that another run writes, MediaError, ResourceError.
-    """
-    from mlx_ltx2.media.outputs import check_frames_folder, is_own_frame, numbered_frames
-
-    with writing(path):
-        check_frames_folder(path, overwrite=overwrite)
-        with Claim(path) as claim:
-            partial = claim.partial_folder()
-            yield partial
-            check_frames_folder(path, overwrite=overwrite)
-            claim.target.mkdir(parents=True, exist_ok=True)
-            for old in filter(is_own_frame, numbered_frames(claim.target)):
-                old.unlink()
-            for new in partial.iterdir():
-                os.replace(new, claim.target / new.name)
-
-
-def check_writable(
-    path: str | os.PathLike[str],
-    *,
-    num_frames: int | None = None,
-    bytes_needed: int = 0,
-    sound_only: bool = False,
-    overwrite: bool = False,
-) -> None:
-    """Find out before anything is loaded whether a clip can be written to `path`. Leaves nothing behind.
-
-    num_frames: frames the clip will have, so that several frames into a .png are refused now.
-    bytes_needed: space that must be free, see `estimate.clip_bytes`. sound_only: the output is a .wav.
-    overwrite: an existing file that this program did not make may be replaced; its own earlier output always may.
-
-    Raises RequestError for a suffix that does not fit and for a file of others, MediaError for a folder that cannot be
-    written to or a name that the file system refuses, ResourceError when the disk is full.
-    """
-    from mlx_ltx2.media.outputs import check_replaceable
-
-    target = Path(path)
-    _check_suffix(target, num_frames, sound_only)
-    check_replaceable(target, overwrite=overwrite)
-    check_place(target, bytes_needed)
-
-
 def check_place(path: str | os.PathLike[str], bytes_needed: int = 0) -> None:
     """Try whether a file of this name can be made where it is wanted, and has room. Leaves nothing behind.
 
@@ -170,18 +102,6 @@ def _try_name(target: Path) -> None:
 def holds_audio(path: str | os.PathLike[str]) -> bool:
     """True if a file with this suffix can carry sound."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES + AUDIO_SUFFIXES
-
-
-def _check_suffix(target: Path, num_frames: int | None, sound_only: bool) -> None:
-    allowed = AUDIO_SUFFIXES if sound_only else CLIP_SUFFIXES
-    suffix = target.suffix.lower()
-    if suffix not in allowed:
-        raise RequestError(f"output {target} ends in {suffix or 'no suffix'!r}; use one of {', '.join(allowed)}.")
-    if suffix in STILL_SUFFIXES and num_frames is not None and num_frames > 1:
-        raise RequestError(
-            f"{target} is a still image and the clip has {num_frames} frames; "
-            "use .mp4, .mov, .gif or .webp, or save numbered frames into a folder."
-        )
 
 
 def _article(what: str) -> str:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from mlx_ltx2.errors import MediaError, RequestError
 from mlx_ltx2.media.animation import write_still
-from mlx_ltx2.media.files import STILL_SUFFIXES, replacing
+from mlx_ltx2.media.files import STILL_SUFFIXES
 from mlx_ltx2.media.h264 import THREADS, encoder_options
 from mlx_ltx2.media.metadata import still_arguments
+from mlx_ltx2.media.outputs import replacing
 from mlx_ltx2.media.pictures import read_picture
 
 MAX_ENCODED_SIDE = 16384

@@ -20,18 +20,13 @@ from mlx_ltx2.media.audio import check_samples, fit_length, to_stereo
 from mlx_ltx2.media.claims import Claim
 from mlx_ltx2.media.color import yuv420_from_rgb
 from mlx_ltx2.media.copied_sound import packets_for, remux_audio
-from mlx_ltx2.media.files import (
-    VIDEO_SUFFIXES,
-    check_writable,
-    holds_audio,
-    writing,
-)
+from mlx_ltx2.media.files import VIDEO_SUFFIXES, holds_audio, writing
 from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
 from mlx_ltx2.media.h264 import LOSSLESS, THREADS, encoder_options, is_lossless
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.media.metadata import container_tags, read_metadata, still_arguments
 from mlx_ltx2.media.opening import file_url, open_media, opened, shown_stream
-from mlx_ltx2.media.outputs import check_replaceable
+from mlx_ltx2.media.outputs import check_replaceable, check_writable
 from mlx_ltx2.media.video import probe
 from mlx_ltx2.states import Waveform
 

@@ -13,8 +13,7 @@ import numpy as np
 
 from mlx_ltx2.errors import MediaError, RequestError
 from mlx_ltx2.media.audio import write_wav
-from mlx_ltx2.media.files import replacing, replacing_files
-from mlx_ltx2.media.outputs import check_apart
+from mlx_ltx2.media.outputs import check_apart, replacing, replacing_files
 from mlx_ltx2.media.writer import ClipWriter, remux_audio, save_frames
 from mlx_ltx2.states import Waveform
 

@@ -24,10 +24,10 @@ from mlx_ltx2.media import claims
 from mlx_ltx2.media.audio import write_wav
 from mlx_ltx2.media.claims import Claim
 from mlx_ltx2.media.estimate import clip_bytes
-from mlx_ltx2.media.files import check_place, check_writable, replacing, replacing_files
+from mlx_ltx2.media.files import check_place
 from mlx_ltx2.media.images import save_image
 from mlx_ltx2.media.metadata import made_here, pack
-from mlx_ltx2.media.outputs import check_apart, check_replaceable
+from mlx_ltx2.media.outputs import check_apart, check_replaceable, check_writable, replacing, replacing_files
 from mlx_ltx2.media.video import probe
 from mlx_ltx2.media.writer import ClipWriter, read_metadata, save_frames
 from mlx_ltx2.states import Waveform

@@ -17,10 +17,11 @@ from mlx_ltx2.errors import LTX2Error, MediaError, RequestError, ResourceError, 
 from mlx_ltx2.media import writer as writer_module
 from mlx_ltx2.media.audio import read_audio, write_wav
 from mlx_ltx2.media.color import yuv420_from_rgb
-from mlx_ltx2.media.files import check_writable, holds_audio
+from mlx_ltx2.media.files import holds_audio
 from mlx_ltx2.media.frame_rate import exact_fps, samples_for_frames
 from mlx_ltx2.media.images import load_image
 from mlx_ltx2.media.metadata import read_metadata
+from mlx_ltx2.media.outputs import check_writable
 from mlx_ltx2.media.video import probe, read_frames
 from mlx_ltx2.media.writer import ClipWriter, remux_audio, save_frames
 from mlx_ltx2.states import Waveform
