@@ -258,6 +258,11 @@ class _Scan:
     notes: tuple[str, ...]
 
 
+_KEPT = 16
+_WHOLE: dict[tuple[Any, ...], _Scan] = {}
+"""Scans of whole files by path and state, so that a file that was counted is decoded only once more, to be read."""
+
+
 def _scanned(path: str | os.PathLike[str], frames: int | None, seconds: Fraction | None) -> _Scan:
     """Decode the stream and note when each picture is shown, up to so many frames or seconds, and one more.
 
@@ -266,10 +271,27 @@ def _scanned(path: str | os.PathLike[str], frames: int | None, seconds: Fraction
     with opened(path, "video"):
         found = os.stat(path)
     stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    return _scan(os.fspath(path), stamp, frames, seconds)
+    key = (os.fspath(path), *stamp)
+    if key in _WHOLE:
+        return _beginning(_WHOLE[key], frames, seconds)
+    scan = _scan(os.fspath(path), stamp, frames, seconds)
+    if frames is None and seconds is None:
+        if len(_WHOLE) >= _KEPT:
+            _WHOLE.pop(next(iter(_WHOLE)))
+        _WHOLE[key] = scan
+    return scan
 
 
-@lru_cache(maxsize=16)
+def _beginning(scan: _Scan, frames: int | None, seconds: Fraction | None) -> _Scan:
+    """What a scan up to so many frames or seconds, and one more, would have found."""
+    times = scan.times
+    end = len(times.ticks) if frames is None else frames + 1
+    if seconds is not None:
+        end = min(end, 1 + int(np.searchsorted(times.ticks, float(seconds / times.tick), "right")))
+    return scan if end >= len(times.ticks) else replace(scan, times=replace(times, ticks=times.ticks[:end]))
+
+
+@lru_cache(maxsize=_KEPT)
 def _scan(path: str, stamp: tuple[int, ...], most: int | None, seconds: Fraction | None) -> _Scan:
     with opened(path, "video") as container:
         stream = shown_stream(container, path)

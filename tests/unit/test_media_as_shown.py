@@ -198,6 +198,7 @@ def test_clips_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     assert probe(path, fps=Fraction(10), frames=5).frames == 5 and len(read_frames(path, max_frames=5)) == 5
     monkeypatch.setattr(video, "MOST_FRAMES", 15)
     video._scan.cache_clear()
+    video._WHOLE.clear()
     with pytest.raises(ResourceError, match="more than 15 frames"):
         list(iter_frames(path))
 
@@ -319,3 +320,48 @@ def test_plain_clips_are_read_as_they_are_and_nothing_is_said(tmp_path):
         writer.write(colour_clip(5, 32, 48, (200, 40, 40)))
     info = probe(tmp_path / "a.mp4", count=True)
     assert info.notes == () and info.as_is and info.frames == 5
+
+
+def test_a_counted_clip_is_decoded_once_more_and_reads_the_same(tmp_path, monkeypatch):
+    at = [k / 30 for k in range(10)] + [1 + k / 10 for k in range(10)]
+    path = write_timed_video(tmp_path / "a.mp4", counting_clip(20), at)
+    before = read_frames(path, max_frames=15, fps=Fraction(30))
+    decoded = []
+    plain = video._decoded
+
+    def counted(*given):
+        decoded.append(given)
+        return plain(*given)
+
+    monkeypatch.setattr(video, "_decoded", counted)
+    probe(path, count=True)
+    looks = len(decoded)
+    assert np.array_equal(read_frames(path, max_frames=15, fps=Fraction(30)), before)
+    assert (looks, len(decoded) - looks) == (2, 1)  # its first picture, its times; its pictures
+
+
+def test_pictures_of_another_size_midway_fill_the_first_size_or_are_refused(tmp_path):
+    for name, later, kept in (("same", (96, 128), True), ("other", (48, 128), False)):
+        parts = [write_plain_video(tmp_path / f"{name}{n}.h264", colour_clip(4, *size, (200, 40, 40)), 10)
+                 for n, size in enumerate(((48, 64), later))]  # fmt: skip
+        raw = tmp_path / f"{name}.h264"
+        raw.write_bytes(b"".join(part.read_bytes() for part in parts))
+        if kept:
+            assert read_frames(raw).shape == (8, 48, 64, 3)
+            assert any("change from 64x48 to 128x96" in note for note in probe(raw, count=True).notes)
+        else:
+            with pytest.raises(MediaError, match="change from 64x48 to 128x48"):
+                probe(raw, count=True)
+
+
+def test_an_mp4_that_was_cut_short_is_read_as_far_as_it_goes_or_refused(tmp_path):
+    path = tmp_path / "a.mp4"
+    with ClipWriter(path, fps=24) as writer:
+        writer.write(np.random.default_rng(0).integers(0, 255, (24, 64, 64, 3), dtype=np.uint8))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    try:
+        info = probe(path, count=True)
+    except MediaError as error:
+        assert "damaged" in str(error)
+    else:
+        assert info.frames < 24 and any("its header counts 24" in note for note in info.notes)

@@ -25,10 +25,11 @@ from mlx_ltx2.pipelines.retake import touched_frames
 from mlx_ltx2.shapes import LatentShape, VideoScale, VideoShape
 from mlx_ltx2.stages.keep_latents import Found, find_latents, keep_latents
 from mlx_ltx2.stages.plan import SourceUse
-from mlx_ltx2.stages.source import splice_sound
+from mlx_ltx2.stages.source import Source, splice_sound
 from mlx_ltx2.states import DenoisedPair, Waveform
 from mlx_ltx2.weights.array_file import read_arrays
 from tests.fixtures.media_files import counting_clip, sine, write_plain_video
+from tests.fixtures.odd_videos import cut_by_edit_list
 
 FPS = 24
 
@@ -410,3 +411,27 @@ def test_the_plan_says_what_is_kept(pipe, clip, run_cli) -> None:
     plan = json.loads(out)
     assert plan["pipeline"] == "retake" and plan["video_input"]["made"] == [9, 17]
     assert plan["origin"]["height"] == "source clip"
+
+
+def test_what_reading_changes_is_said_once_and_the_changed_pictures_are_encoded(pipe, run_cli, tmp_path) -> None:
+    source = tmp_path / "cut.mp4"
+    cut_by_edit_list(write_plain_video(source, counting_clip(30, 64, 64), 24), 5, 17)
+    model, out = pipe.networks.model.path, tmp_path / "out.mp4"
+    said = "its header counts 30 pictures; a player shows 17"
+    given = ("--model", model, "--video", source, "--start-time", 0.1, "-p", "x", "--progress", "plain")
+    code, shown, err = run_cli("plan", *given[:-2])
+    assert code == 0 and shown.count(said) == 1, err
+    code, _, err = run_cli("retake", *given, "--no-retake-video", "-o", out, "--crf", 1)
+    assert code == 0 and err.count(said) == 1 and "not shown as it is stored" in err, err
+    assert probe(out, count=True).frames == 17
+    assert np.abs(read_frames(out).astype(int) - read_frames(source).astype(int)).max() <= 3
+
+
+def test_a_clip_is_made_over_at_the_rate_of_the_result(pipe, tmp_path) -> None:
+    source = write_plain_video(tmp_path / "fast.mp4", counting_clip(30, 64, 64), 60)
+    plan = pipe.plan("x", video=source, denoising_strength=0.5, num_frames=9, fps=24)
+    assert f"{source}: its 60 fps are read as 24 fps, by time" in plan.notes
+    means = [f.mean() for f in Source(plan.video_input).frames()]
+    assert [round((m - 10) / 8) for m in means] == [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    with pytest.raises(RequestError, match="12 frames at 24 fps and 17 are wanted"):
+        pipe.plan("x", video=source, denoising_strength=0.5, num_frames=17, fps=24)
