@@ -143,6 +143,11 @@ def peaks_page(result: Result, docs: Path) -> list[str]:
             predicted = f"{row['predicted'][phase] / 1e6:.2f}"
             cells.append([row["case"], size, phase, predicted, f"{peak / 1e6:.2f}", f"{100 * off[phase]:+.1f} %"])
     lines += table(["case", "size, frames", "phase", "predicted", "actual", "off by"], cells)
+    later: dict[str, list[str]] = {row["commit"]: [] for row in result["rows"] if "commit" in row}
+    for row in result["rows"]:
+        if "commit" in row:
+            later[row["commit"]].append(row["case"])
+    lines += [f"Measured later, at commit {c}: {', '.join(cases)}.\n" for c, cases in later.items()]
     growth = slopes(result["rows"])
     lines += ["Growth from the smallest to the largest size of the distilled pipeline, predicted over actual:", ""]
     return lines + table(["phase", "off by"], [[phase, f"{100 * e:+.1f} %"] for phase, e in growth.items()])

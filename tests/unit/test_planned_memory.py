@@ -33,6 +33,7 @@ from mlx_ltx2.pipelines.run import Run, Session
 from mlx_ltx2.pipelines.stack import Stack
 from mlx_ltx2.stages.decode_video import DecodeWay
 from mlx_ltx2.states import TextContext
+from mlx_ltx2.weights.quantize import is_quantizable
 from tests.fixtures.lora_files import write_lora
 
 ALONE = "PYTEST_XDIST_WORKER" not in os.environ
@@ -40,7 +41,7 @@ TOO_LOW, TOO_HIGH = (0.05, 0.15) if ALONE else (0.2, 0.25)
 """What other tests left in a shared process shifts where MLX's tens of kernels begin."""
 
 SMALL: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 9, "sigmas": (1.0, 0.0), "stage_2_sigmas": (0.5, 0.0)}
-BLOCKS = 6
+BLOCKS = 4
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +54,7 @@ def set_aside():
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory):
-    """opened(bits, variant): a pipeline on a tiny model with six blocks."""
+    """opened(bits, variant): a pipeline on a tiny model of few blocks."""
     made: dict[tuple[int | None, str], LTX2Pipeline] = {}
 
     def pipeline(bits: int | None = None, variant: str = "distilled") -> LTX2Pipeline:
@@ -117,9 +118,7 @@ LORAS = {
         ("every layer", 8, True),
         ("every layer", None, True),
         ("float32 file", 8, None),
-        ("float32 file", None, None),
         ("one block", 8, None),
-        ("one block", None, None),
         ("around the blocks", 8, None),
         ("two files", 8, None),
     ],
@@ -132,7 +131,8 @@ def test_what_loras_take_is_planned(opened, tmp_path, bits, which, streamed) -> 
     memory = plan_memory(plan, pipeline.networks, MemoryOptions(streamed=streamed))
     assert_planned(memory, denoised(pipeline, plan, memory), ("denoise", "upsample"))
     if bits and which == "every layer":  # of the file, what belongs to quantized layers stands beside them
-        assert memory.components["loras"] == pytest.approx(0.7 * Path(loras[0][0]).stat().st_size, rel=0.02)
+        sizes = [sum(shape) for name, shape in shapes.items() if is_quantizable(name)]
+        assert memory.components["loras"] == 96 * 2 * sum(sizes) < Path(loras[0][0]).stat().st_size
     if bits is None or which == "around the blocks":
         assert "loras" not in memory.components
 
@@ -162,9 +162,9 @@ def test_stacks_count_what_stands_beside_their_blocks() -> None:
     assert [stack.between(kept) for kept in (None, 0, 1, 4)] == [676, 10, 160, 467]
     assert stack.step_reads(4) == 2 * 105
     rooms = range(200, 700)
-    kept = [BLOCKS if (n := stack.fitting(room)) is None else n for room in rooms]
-    assert kept == sorted(kept) and kept[0] == -1 and kept[-1] == BLOCKS
-    assert all(n < 0 or stack.with_resident(n) <= room for room, n in zip(rooms, kept, strict=True) if n < BLOCKS)
+    kept = [6 if (n := stack.fitting(room)) is None else n for room in rooms]
+    assert kept == sorted(kept) and kept[0] == -1 and kept[-1] == 6
+    assert all(n < 0 or stack.with_resident(n) <= room for room, n in zip(rooms, kept, strict=True) if n < 6)
     # Applying LoRAs to the whole may take more than the whole: then it is streamed.
     assert replace(stack, loading=800).fitting(700) == 3 and replace(stack, loading=800).fitting(700, 100) is None
 
@@ -172,7 +172,7 @@ def test_stacks_count_what_stands_beside_their_blocks() -> None:
 # --- Stages that do not share a transformer ---
 
 
-@pytest.mark.parametrize(("pipeline_name", "bits"), [("two-stage", 8), ("two-stage-hq", None), ("ic-lora", 8)])
+@pytest.mark.parametrize(("pipeline_name", "bits"), [("two-stage", 8), ("two-stage-hq", 8), ("ic-lora", 8)])
 def test_a_transformer_that_the_next_stage_cannot_use_is_gone(opened, tmp_path, pipeline_name, bits) -> None:
     variant = "distilled" if pipeline_name == "ic-lora" else "dev"
     pipeline = opened(bits, variant)
@@ -222,7 +222,7 @@ shapes = st.tuples(sides, sides, st.sampled_from([9, 17, 41]))
 tilings = st.sampled_from(["auto", "none", "spatial", "temporal", "default", "aggressive"])
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(shape=shapes, tiling=tilings, shares=st.lists(st.floats(0.01, 1.5), min_size=6, max_size=10))
 def test_more_memory_is_never_worse(opened, shape, tiling, shares) -> None:
     pipeline = opened()
@@ -266,11 +266,10 @@ WAYS = [DecodeWay(None, 1), DecodeWay(None, 3), DecodeWay(None, 0), DecodeWay(Ti
 
 
 @pytest.mark.parametrize("way", WAYS, ids=DecodeWay.text)
-@pytest.mark.parametrize("limit", [None, 10**12])
-def test_the_run_decodes_as_the_record_says(opened, monkeypatch, way, limit) -> None:
+def test_the_run_decodes_as_the_record_says(opened, monkeypatch, way) -> None:
     pipeline = opened()
     plan = pipeline.plan("a kite", **{**SMALL, "height": 128, "width": 128})
-    memory = plan_memory(plan, pipeline.networks, MemoryOptions(limit))
+    memory = plan_memory(plan, pipeline.networks)  # no limit is given
     assert memory.to_dict()["decode"] == {"tiles": None, "chunk": 4}
     assert f"decoded {memory.decode.text()}" in "\n".join(memory.describe())
     taken: list[DecodeWay] = []
