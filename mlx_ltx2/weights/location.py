@@ -95,7 +95,7 @@ def _doubt(text: str) -> str | None:
 def _similar(path: Path) -> str:
     try:
         names = [p.name for p in path.parent.iterdir()]
-    except OSError:
+    except (OSError, ValueError):  # no such folder, or no possible name
         return ""
     close = difflib.get_close_matches(path.name, names, 1, 0.75)
     return f", but there is {path.with_name(close[0])}" if close else ""

@@ -28,6 +28,7 @@ _DOWN = ("A", "down")
 _SCALE = re.compile(
     r"(?P<side>.+\.lora[_.](A|B|down|up)(\.(?!weight|scale)[^.]+)?)(\.weight)?[._](weight_scale|scale_weight|scale)"
 )
+_UNKNOWN_SCALE = re.compile(r"\.lora[_.](A|B|down|up)\..*(scale|zero_point|absmax|quant_)")
 _NO_WEIGHTS = re.compile(r"(.+\.)?(scaled_fp8|comfy_quant|input_scale|scale_input)")
 """Marks of fp8 files that say nothing about a weight: the scale of activations, the kind of the file."""
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
@@ -192,6 +193,11 @@ def _sides(path: Path, names: Iterable[str]) -> tuple[dict[str, tuple[str, str]]
     up: dict[str, str] = {}
     others: list[str] = []
     for name in names:
+        if _UNKNOWN_SCALE.search(name):
+            raise WeightsError(
+                f"{path}: has quantized matrices whose scales ({name!r}) are of an unknown kind; fp8 with one "
+                "scale, or one a row, is read. Take the LoRA in BF16."
+            )
         match = _PAIR.fullmatch(name)
         if match is None:
             others.append(name)

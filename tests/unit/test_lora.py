@@ -16,6 +16,7 @@ from mlx_ltx2.errors import RequestError, WeightsError
 from mlx_ltx2.models.transformer import Transformer, TransformerConfig
 from mlx_ltx2.progress import SilentProgress
 from mlx_ltx2.weights import hub, lora
+from mlx_ltx2.weights.header import header_bytes
 from mlx_ltx2.weights.index import ModelFolder
 from mlx_ltx2.weights.lora import apply_loras, linear_layers, linear_shape, lora_hash, resolve_lora
 from mlx_ltx2.weights.lora_keys import find_layer, layer_names, read_lora
@@ -419,6 +420,49 @@ def test_a_lora_of_the_other_generation_is_refused_by_shape(tmp_path):
 def test_a_strength_is_a_number(tmp_path, strength):
     with pytest.raises(RequestError, match="is no number"):
         apply_loras(transformer(), [(tmp_path / "a.safetensors", strength)])
+
+
+FP8 = ("lora_A.weight", "lora_B.weight"), ("lora_down.weight", "lora_up.weight"), ("lora_A.default.weight", "lora_B")
+SCALES = ("{}.weight_scale", "{}.scale_weight", "{}_scale")
+
+
+@pytest.mark.parametrize("sides", FP8)
+@pytest.mark.parametrize("spelling", SCALES)
+@pytest.mark.parametrize("by_row", [False, True])
+def test_fp8_matrices_are_multiplied_by_their_scales(tmp_path, sides, spelling, by_row):
+    rng = np.random.default_rng(0)
+    layer = next(name for name in linear_layers(transformer()) if name.endswith("to_q"))
+    outputs, inputs = linear_shape(linear_layers(transformer())[layer])
+    tensors, plain = {"scaled_fp8": ("F8_E4M3", (0,), b"")}, {}
+    for side, shape in zip(sides, ((4, inputs), (outputs, 4)), strict=True):
+        codes = np.array(mx.to_fp8(mx.array(rng.standard_normal(shape).astype(np.float32))))
+        scale = (rng.uniform(0.01, 0.02, (shape[0], 1) if by_row else ())).astype(np.float32)
+        name = f"diffusion_model.{layer}.{side}"
+        stem = name if spelling == "{}_scale" and name.endswith("weight") else name.removesuffix(".weight")
+        own = spelling if stem != name or not name.endswith("lora_B") else "{}.weight_scale"
+        tensors[name] = ("F8_E4M3", shape, codes.tobytes())
+        tensors[own.format(stem)] = ("F32", scale.shape, scale.tobytes())
+        plain[name] = np.array(mx.from_fp8(mx.array(codes), mx.float32)) * scale
+    head = header_bytes(((n, d, s) for n, (d, s, _) in tensors.items()), {})
+    (tmp_path / "fp8.safetensors").write_bytes(head + b"".join(raw for *_, raw in tensors.values()))
+    save(tmp_path / "plain.safetensors", plain)
+    got, want = transformer(), transformer()
+    (report,) = apply_loras(got, [(tmp_path / "fp8.safetensors", 0.5)])
+    apply_loras(want, [(tmp_path / "plain.safetensors", 0.5)])
+    assert mx.array_equal(linear_layers(got)[layer].weight, linear_layers(want)[layer].weight)
+    assert report.layers == 1 and not report.unmatched
+
+
+@pytest.mark.parametrize("extra", ["weight_scale_inv", "zero_point", "quant_state.nf4", "weight.absmax"])
+def test_scales_of_an_unknown_kind_are_named(tmp_path, extra):
+    module = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{module}.lora_A.weight": np.ones((2, 4)), f"{module}.lora_B.weight": np.ones((4, 2))}
+    path = save(tmp_path / "odd.safetensors", {**tensors, f"{module}.lora_A.{extra}": np.ones(3)})
+    with pytest.raises(WeightsError, match=f"unknown kind.*BF16|{extra}.*BF16"):
+        read_lora(path)
+    path = save(tmp_path / "block.safetensors", {**tensors, f"{module}.lora_B.weight_scale": np.ones((3, 2))})
+    with pytest.raises(WeightsError, match="one number or one for each"):
+        read_lora(path)
 
 
 # --- finding the file
