@@ -63,6 +63,20 @@ def shown_stream(container: Any, path: str | os.PathLike[str]) -> Any:
     return next((s for s in streams if has_disposition(s, "default")), streams[0])
 
 
+def shown_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """Decoded frames of a video stream in the order in which they are shown.
+
+    What an edit list hides FFmpeg leaves out; what comes before the first picture that can be decoded whole, at the cut
+    of a broadcast, is left out here, as players do.
+    """
+    stream.thread_type = "AUTO"
+    whole = False
+    for frame in container.decode(stream):
+        whole = whole or not frame.is_corrupt
+        if whole:
+            yield frame
+
+
 def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
     """When the first shown picture of a file appears, on the clock of its time stamps; None without a video stream.
 
@@ -71,7 +85,7 @@ def first_picture_seconds(path: str | os.PathLike[str]) -> Fraction | None:
     with opened(path, "audio") as container:
         if all(has_disposition(s, "attached_pic") for s in container.streams.video):
             return None
-        first = next(container.decode(shown_stream(container, path)), None)
+        first = next(shown_frames(container, shown_stream(container, path)), None)
         if first is None or first.pts is None:
             return Fraction(0)
         return Fraction(first.pts * first.time_base)

@@ -21,7 +21,7 @@ import numpy as np
 from mlx_ltx2.errors import LTX2Error, MediaError, RequestError, ResourceError
 from mlx_ltx2.media.as_shown import Look, Shown, check_one_shape, deinterlaced, is_transparent, look_of, squared
 from mlx_ltx2.media.frame_times import FrameTimes
-from mlx_ltx2.media.opening import opened, shown_stream
+from mlx_ltx2.media.opening import opened, shown_frames, shown_stream
 
 MOST_FRAMES = 36_000
 """Twenty minutes at 30 fps. A clip is read as a whole; a longer one is a film."""
@@ -231,23 +231,13 @@ def _first(container: Any, stream: Any, path: str | os.PathLike[str]) -> tuple[I
     with _naming(path):
         if codec.width and codec.height:
             squared((codec.width, codec.height), None)
-    frames = _decoded(container, stream)
+    frames = shown_frames(container, stream)
     first = next(frames, None)
     if first is None:
         raise MediaError(f"the video stream of {path} is empty; it holds not one frame.")
     with _naming(path):
         look = look_of(first, stream.sample_aspect_ratio)
     return chain([first], frames), first, look
-
-
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames in order; those before the first one that can be decoded whole are left out, as players do."""
-    stream.thread_type = "AUTO"
-    whole = False
-    for frame in container.decode(stream):
-        whole = whole or not frame.is_corrupt
-        if whole:
-            yield frame
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_ltx2.errors import MediaError
 from mlx_ltx2.generate import LTX2Pipeline
 from mlx_ltx2.media.audio import read_audio
 from mlx_ltx2.media.images import prepare_image
 from mlx_ltx2.memory import PeakReport
 from mlx_ltx2.pipelines.run import Run, Session
 from mlx_ltx2.progress import SilentProgress
+from mlx_ltx2.stages import encode_media
 from mlx_ltx2.stages.encode_text import encode_text
 from mlx_ltx2.states import DenoisedPair
 from tests.fixtures.media_files import counting_clip, sine, write_plain_video, write_sound
@@ -164,3 +166,24 @@ def test_a_given_recording_reaches_clip_and_muxer_unchanged(tiny_model, media, t
     own = read_audio("tone.wav").samples[1600 : 1600 + 6000]  # 9 frames at 24 fps, 16 kHz
     assert clip.audio.rate_hz == 16000 and np.array_equal(clip.audio.samples, own)
     assert len(muxed) == 1 and muxed[0].rate_hz == 16000 and np.array_equal(muxed[0].samples, own)
+
+
+def test_a_reference_at_another_rate_is_read_by_time_and_that_is_said(tiny_model, tmp_path) -> None:
+    pipe = LTX2Pipeline.from_pretrained(tiny_model())
+    fast = write_plain_video(tmp_path / "fast.mp4", counting_clip(24, 64, 64), 60)
+    given = {**SIZE, "references": [str(fast)], "attention_mask": str(fast), "fps": 24}
+    plan = pipe.plan("a red circle", **given)
+    assert plan.notes.count(f"{fast}: its 60 fps were read as 24 fps, by time") == 1
+    seen = []
+
+    def encoded(pixels: np.ndarray) -> mx.array:
+        seen.extend(round((float(frame.mean()) + 1) * 127.5 - 10) / 8 for frame in pixels)
+        return mx.zeros((1, 2, 2, 2, 8))
+
+    stage = plan.stages[0]
+    encode_media._reference(stage.references[0], stage.shape, pipe.networks.traits, encoded)
+    assert np.rint(seen).tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20]
+    short = write_plain_video(tmp_path / "short.mp4", counting_clip(12, 64, 64), 60)
+    for references, mask in (([str(short)], None), ([str(fast)], str(short))):
+        with pytest.raises(MediaError, match=r"short\.mp4 has 5 frames at 24 fps \(0\.208 s\) and the clip 9"):
+            pipe.plan("a red circle", **{**given, "references": references, "attention_mask": mask})

@@ -7,6 +7,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from mlx_ltx2.errors import MediaError, ResourceError
 from mlx_ltx2.media import as_shown, video
@@ -327,13 +328,13 @@ def test_a_counted_clip_is_decoded_once_more_and_reads_the_same(tmp_path, monkey
     path = write_timed_video(tmp_path / "a.mp4", counting_clip(20), at)
     before = read_frames(path, max_frames=15, fps=Fraction(30))
     decoded = []
-    plain = video._decoded
+    plain = video.shown_frames
 
     def counted(*given):
         decoded.append(given)
         return plain(*given)
 
-    monkeypatch.setattr(video, "_decoded", counted)
+    monkeypatch.setattr(video, "shown_frames", counted)
     probe(path, count=True)
     looks = len(decoded)
     assert np.array_equal(read_frames(path, max_frames=15, fps=Fraction(30)), before)
@@ -365,3 +366,14 @@ def test_an_mp4_that_was_cut_short_is_read_as_far_as_it_goes_or_refused(tmp_path
         assert "damaged" in str(error)
     else:
         assert info.frames < 24 and any("its header counts 24" in note for note in info.notes)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png"])
+def test_animations_with_their_own_delays_are_read_by_time(tmp_path, suffix):
+    first, *others = [Image.fromarray(frame) for frame in counting_clip(6, 32, 32)]
+    path = tmp_path / f"a.{suffix}"
+    first.save(path, save_all=True, append_images=others, duration=[100, 100, 50, 200, 50, 100])
+    info = probe(path, count=True)
+    assert (info.fps, info.frames, info.seconds) == (20, 12, pytest.approx(0.6))
+    assert numbers(read_frames(path)) == [0, 0, 1, 1, 2, 3, 3, 3, 3, 4, 5, 5]
+    assert any("varies between 5 and 20" in note for note in info.notes)

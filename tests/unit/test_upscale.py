@@ -20,6 +20,7 @@ from mlx_ltx2.stages.upsample import cropped, padded
 from mlx_ltx2.states import Waveform
 from mlx_ltx2.upscale import plan_upscale, upscale
 from tests.fixtures.media_files import corners, counting_clip, sine, write_plain_video
+from tests.fixtures.odd_videos import write_shaped_video
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,16 @@ def test_twice_the_rate_in_the_same_time(video, tiny_model, run_cli, tmp_path) -
     assert (info.width, info.height, info.frames, info.fps) == (64, 48, 19, Fraction(48000, 1001))
     assert abs(info.seconds - probe(video).seconds) <= 1 / 24
     assert packets(out) == packets(video)
+
+
+def test_what_reading_changes_is_said_and_the_result_is_of_what_a_player_shows(tiny_model, run_cli, tmp_path) -> None:
+    source, out = tmp_path / "wide.mp4", tmp_path / "out.mp4"
+    write_shaped_video(source, counting_clip(3, 48, 72), Fraction(4, 3))
+    given = ("upscale", "-i", source, "-o", out, "--model", tiny_model(), "--progress", "plain")
+    code, _, err = run_cli(*given)
+    assert code == 0 and err.count("its pixels are not square (4/3); 72x48 became 96x48") == 1, err
+    info = probe(out, count=True)
+    assert (info.width, info.height, info.frames, info.fps) == (192, 96, 3, 25)
 
 
 def test_refining_follows_prompt_and_seed(tiny_model, tmp_path) -> None:
