@@ -132,7 +132,9 @@ def _from_hub(
     """A repo's model: from the shelf, where the hub need not be asked; else as it is, or converted once."""
     for shelved in _names_of(repo, quantize, variant, text_encoder):
         if is_model_folder(cache_folder() / shelved):
-            return ModelFolder.open(cache_folder() / shelved)
+            model = ModelFolder.open(cache_folder() / shelved)
+            if variant in (None, model.traits.variant):
+                return model
     ready = hub.download_converted(repo, say=progress.note)
     if ready:
         return ModelFolder.open(ready)

@@ -384,6 +384,10 @@ def test_with_a_conversion_on_the_shelf_the_hub_is_not_asked(
         assert model.path == shelf / "Lightricks--LTX-2.3-distilled"
     library.open_model("Lightricks/LTX-2.3", progress=SilentProgress(), text_encoder=False)
     assert not asked
+    shutil.copytree(tiny_model("2.3", "dev"), shelf / "someone--dev")  # the variant that was the only one
+    assert library.open_model("someone/dev", progress=SilentProgress()).traits.variant == "dev"
+    with pytest.raises(AssertionError, match="asked"):
+        library.open_model("someone/dev", progress=SilentProgress(), variant="distilled")
 
 
 def test_a_snapshot_folder_of_the_cache_is_a_source(shelf: Path, tiny_sources, tmp_path: Path) -> None:
@@ -479,7 +483,7 @@ def test_convert_ends_with_sentences(shelf: Path, tiny_sources, tmp_path: Path, 
 
 
 def test_every_error_is_typed(shelf: Path, tmp_path: Path) -> None:
-    for text in ("\0", "a\0/b", "//", "...", "hf:", "hf:a/b/c", "::", "x::y"):
+    for text in ("\0", "a\0/b", "...", "hf:", "hf:a/b/c", "::", "x::y"):
         for call in (lambda t: library.open_model(t, progress=SilentProgress()), resolve_lora):
             with pytest.raises(LTX2Error):
                 call(text)
