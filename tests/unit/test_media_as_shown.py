@@ -220,7 +220,7 @@ def patches(colours) -> np.ndarray:
     return np.repeat(np.repeat(np.array(colours)[None], 16, 1), 16, 0)
 
 
-@pytest.mark.parametrize("curve", ["hlg", "pq"])
+@pytest.mark.parametrize("curve", ["hlg", pytest.param("pq", marks=pytest.mark.slow)])
 def test_hdr_is_tone_mapped_and_its_gamut_mapped(tmp_path, curve):
     bright = np.stack([64 + 876 * pq([300, 600, 1000]), *[np.full(3, 512)] * 2], -1)
     picture = coded(patches(PATCHES), curve)

@@ -116,11 +116,11 @@ LORAS = {
     [
         ("every layer", 8, None),
         ("every layer", 8, True),
-        ("every layer", None, True),
-        ("float32 file", 8, None),
-        ("one block", 8, None),
-        ("around the blocks", 8, None),
-        ("two files", 8, None),
+        pytest.param("every layer", None, True, marks=pytest.mark.slow),
+        pytest.param("float32 file", 8, None, marks=pytest.mark.slow),
+        pytest.param("one block", 8, None, marks=pytest.mark.slow),
+        pytest.param("around the blocks", 8, None, marks=pytest.mark.slow),
+        pytest.param("two files", 8, None, marks=pytest.mark.slow),
     ],
 )
 def test_what_loras_take_is_planned(opened, tmp_path, bits, which, streamed) -> None:
@@ -172,7 +172,14 @@ def test_stacks_count_what_stands_beside_their_blocks() -> None:
 # --- Stages that do not share a transformer ---
 
 
-@pytest.mark.parametrize(("pipeline_name", "bits"), [("two-stage", 8), ("two-stage-hq", 8), ("ic-lora", 8)])
+@pytest.mark.parametrize(
+    ("pipeline_name", "bits"),
+    [
+        ("two-stage", 8),
+        pytest.param("two-stage-hq", 8, marks=pytest.mark.slow),
+        pytest.param("ic-lora", 8, marks=pytest.mark.slow),
+    ],
+)
 def test_a_transformer_that_the_next_stage_cannot_use_is_gone(opened, tmp_path, pipeline_name, bits) -> None:
     variant = "distilled" if pipeline_name == "ic-lora" else "dev"
     pipeline = opened(bits, variant)
@@ -262,7 +269,13 @@ def test_a_refusal_names_a_budget_that_works(opened, size) -> None:
     assert plan_memory(plan, pipeline.networks, MemoryOptions(at), contexts_given=True).peak <= at
 
 
-WAYS = [DecodeWay(None, 1), DecodeWay(None, 3), DecodeWay(None, 0), DecodeWay(TileSize(96, 96, 64), 2)]
+WAYS = [
+    DecodeWay(None, 1),
+    *(
+        pytest.param(way, marks=pytest.mark.slow)
+        for way in (DecodeWay(None, 3), DecodeWay(None, 0), DecodeWay(TileSize(96, 96, 64), 2))
+    ),
+]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=DecodeWay.text)

@@ -62,9 +62,15 @@ def heard(path: Path) -> list[float]:
 
 @pytest.mark.parametrize(
     ("name", "options", "suffix"),
-    [("late", (), ".mp4"), ("early", ("--temporal",), ".mp4"), ("gap", ("--temporal",), ".mp4"),
-     ("two", ("--temporal",), ".mov"), ("vorbis", ("--temporal",), ".mov")],
-)  # fmt: skip
+    [
+        ("late", ("--temporal",), ".mp4"),
+        pytest.param("late", (), ".mp4", marks=pytest.mark.slow),
+        pytest.param("early", ("--temporal",), ".mp4", marks=pytest.mark.slow),
+        pytest.param("gap", ("--temporal",), ".mp4", marks=pytest.mark.slow),
+        pytest.param("two", ("--temporal",), ".mov", marks=pytest.mark.slow),
+        pytest.param("vorbis", ("--temporal",), ".mov", marks=pytest.mark.slow),
+    ],
+)
 def test_an_enlarged_clip_has_its_sound_in_place(name, options, suffix, sources, tiny_model, run_cli, tmp_path) -> None:
     out = tmp_path / f"larger{suffix}"
     code, _, err = run_cli(
@@ -77,7 +83,9 @@ def test_an_enlarged_clip_has_its_sound_in_place(name, options, suffix, sources,
     assert probe_sound(out).tracks == 1
 
 
-@pytest.mark.parametrize("name", ["late", "early", "gap", "two"])
+@pytest.mark.parametrize(
+    "name", ["early", *(pytest.param(name, marks=pytest.mark.slow) for name in ("late", "gap", "two"))]
+)
 def test_a_kept_track_stays_in_place(name, pipe, sources, run_cli, tmp_path) -> None:
     out = tmp_path / "new.mp4"
     code, _, err = run_cli(

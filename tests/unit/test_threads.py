@@ -63,7 +63,13 @@ def test_a_network_made_here_computes_there(tiny_model) -> None:
     assert np.array_equal(elsewhere(call), call())
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True, "resident_blocks": 1}], ids=["whole", "streamed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="whole"),
+        pytest.param({"low_memory": True, "resident_blocks": 1}, id="streamed", marks=pytest.mark.slow),
+    ],
+)
 def test_a_pipeline_is_called_from_threads(tiny_model, options: dict[str, Any]) -> None:
     """Opened here; called in a thread, then here again: the same clip."""
     pipeline = LTX2Pipeline.from_pretrained(tiny_model(), prompt_cache=False, **options)
@@ -73,6 +79,7 @@ def test_a_pipeline_is_called_from_threads(tiny_model, options: dict[str, Any]) 
         assert mx.array_equal(clip.latents, clips[0].latents)
 
 
+@pytest.mark.slow
 def test_a_clip_of_one_thread_is_the_source_in_another(tiny_model, tmp_path: Path) -> None:
     pipeline = LTX2Pipeline.from_pretrained(tiny_model(), prompt_cache=False)
     clip = elsewhere(lambda: pipeline("a kite", output=tmp_path / "a.mp4", **SIZE))
