@@ -121,7 +121,7 @@ def summary(clip: Any) -> str:
     size = f"{shape.width}x{shape.height}, {shape.frames} frames, " if clip.plan.video_out else ""
     sound = (
         f", sound at {clip.audio.rate_hz / 1000:g} kHz"
-        if clip.audio is not None and holds_audio(clip.path)
+        if clip.audio is not None and (clip.path is None or holds_audio(clip.path))
         else ", no sound"
     )
     memory = f"peak memory {max(clip.peaks.values(), default=0) / 1e9:.2f} GB"

@@ -399,7 +399,7 @@ def test_unreadable_sources_and_the_source_as_output(pipe, clip, run_cli, tmp_pa
         "retake", "--model", pipe.networks.model.path, "--video", clip.path, "--start-time", 0, "-p", "x",
         "-o", clip.path,
     )  # fmt: skip
-    assert code == 2 and "is the source clip itself" in err
+    assert code == 2 and "is an input of this run" in err
     assert clip.path.read_bytes() == before
 
 
