@@ -9,15 +9,9 @@ from pathlib import Path
 
 from mlx_ltx2.errors import RequestError, WeightsError
 from mlx_ltx2.traits import guess_variant, parse_config
+from mlx_ltx2.weights import hub
 from mlx_ltx2.weights.header import Header, read_header
-from mlx_ltx2.weights.hub import (
-    TEXT_ENCODER_REPO,
-    FileName,
-    HubFile,
-    download_files,
-    download_text_encoder,
-    find_model,
-)
+from mlx_ltx2.weights.hub import TEXT_ENCODER_REPO, FileName, HubFile
 from mlx_ltx2.weights.index import is_model_folder
 from mlx_ltx2.weights.location import Repo, locate
 from mlx_ltx2.weights.recognise import OFFICIAL, kind_of, recognise_file, recognise_folder
@@ -55,9 +49,9 @@ def find_sources(source: str | Path, options: Options) -> Sources:
     encoder = _settled_encoder(place, options)
     if isinstance(encoder, Repo):
         # Before the checkpoint: a licence that is not accepted yet should not show only after 46 GB.
-        encoder = download_text_encoder(encoder.name, say=options.say)
+        encoder = hub.download_text_encoder(encoder.name, say=options.say)
     if isinstance(place, Repo):
-        downloaded = download_files(place.name, files, options.revision, say=options.say)
+        downloaded = hub.download_files(place.name, files, options.revision, say=options.say)
         found = _from_files(None, downloaded[0].parent, options, downloaded)
     elif place.is_dir():
         found = _from_files(None, place, options)
@@ -69,7 +63,7 @@ def find_sources(source: str | Path, options: Options) -> Sources:
 def _wanted_files(place: Path | Repo, options: Options) -> list[HubFile]:
     """What a repo has to give; nothing for a path, whose kind is looked at."""
     if isinstance(place, Repo):
-        return find_model(place.name, options.variant, options.revision)
+        return hub.find_model(place.name, options.variant, options.revision)
     if place.is_dir():
         if is_model_folder(place):
             raise RequestError(f"{place} is a converted model already; give the official checkpoint as the source.")
