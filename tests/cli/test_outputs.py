@@ -249,6 +249,16 @@ def test_other_files_are_no_unwritten_clips(tiny_model, here) -> None:  # noqa: 
 # Stops
 
 
+@pytest.fixture
+def unheeded():
+    """Signals as a terminal sends them, whatever the tests were started by: under nohup a hang-up is ignored."""
+    kept = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unheeded")
 @pytest.mark.parametrize(
     ("name", "code", "where"), [("SIGTERM", 143, "add"), ("SIGHUP", 129, "finish"), ("SIGTERM", 143, "denoise")]
 )
@@ -269,6 +279,7 @@ def test_signals_end_a_run_as_ctrl_c_does(tiny_model, run_cli, here, monkeypatch
     assert signal.getsignal(getattr(signal, name)) is before
 
 
+@pytest.mark.usefixtures("unheeded")
 def test_a_conversion_is_ended_too(tiny_sources, run_cli, here, monkeypatch) -> None:  # noqa: F811
     from mlx_ltx2 import library
 
