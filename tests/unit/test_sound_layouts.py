@@ -170,9 +170,10 @@ def test_the_default_track_of_an_mp4_is_copied_and_so_is_another(tmp_path):
     path = tracks(tmp_path / "a.mp4", Track(EMPTY, codec="aac"), Track(EMPTY, codec="aac", flags=["default"]))
     assert which(path) == 2
     for number, expected in ((None, 2), (1, 1), (2, 2)):
-        remux_audio(path, path, tmp_path / "both.mp4", track=number)
-        assert which(tmp_path / "both.mp4") == expected
-        assert probe_sound(tmp_path / "both.mp4").tracks == 1
+        both = tmp_path / f"both-{number}.mp4"
+        remux_audio(path, path, both, track=number)
+        assert which(both) == expected
+        assert probe_sound(both).tracks == 1
 
 
 @pytest.mark.parametrize("number", [0, 3, -1, 1.0, True, "1"])
