@@ -132,6 +132,7 @@ def _input(kind: type[ImageInput | LoraInput | ReferenceInput], value: Any) -> A
     hints = typing.get_type_hints(kind)
     if isinstance(value, str):
         value = [value]
+    # Settings may be left out from the end on, so a list may be shorter than the hints.
     given = dict(zip(hints, value, strict=False)) if isinstance(value, list) and len(value) <= len(hints) else value
     if not isinstance(given, dict) or "path" not in given:
         raise ValueError(f"it is a path, or JSON with {', '.join(hints)}, and not {json.dumps(value)}")
